@@ -1,0 +1,86 @@
+#include "core/tensor.h"
+
+#include <sys/mman.h>
+
+#include <utility>
+
+namespace lockstep {
+
+Shape::Shape(std::initializer_list<int64_t> dims) {
+  CHECK(dims.size() <= kMaxRank);
+  for (int64_t d : dims) {
+    CHECK(d >= 0);
+    dims_[rank_++] = d;
+  }
+}
+
+int64_t Shape::size() const {
+  int64_t size = 1;
+  for (int i = 0; i < rank_; i++) size *= dims_[i];
+  return size;
+}
+
+std::string Shape::to_string() const {
+  std::string text = "(";
+  for (int i = 0; i < rank_; i++) text += fmt::format("{}{}", i == 0 ? "" : ", ", dims_[i]);
+  return text + ")";
+}
+
+Tensor Tensor::reshape(Shape shape) const {
+  CHECK(shape.size() == size(), "{} to {}", shape_.to_string(), shape.to_string());
+  return {data_, dtype_, shape, device_};
+}
+
+Tensor Tensor::slice(int64_t begin, int64_t end) const {
+  CHECK(shape_.rank() > 0 && 0 <= begin && begin <= end && end <= shape_[0], "[{}, {}) of {}",
+        begin, end, shape_.to_string());
+  Shape shape = shape_;
+  shape[0] = end - begin;
+  const int64_t row_bytes = shape_[0] == 0 ? 0 : size_bytes() / shape_[0];
+  return {static_cast<char*>(data_) + begin * row_bytes, dtype_, shape, device_};
+}
+
+// Anonymous pages: zeroed by the kernel on first touch, by the thread that touches them.
+Buffer::Buffer(int64_t size_bytes, Device device) : size_bytes_(size_bytes), view_() {
+  CHECK(device == Device::cpu, "only CPU memory is built in");
+  CHECK(size_bytes >= 0);
+  if (size_bytes == 0) return;
+  void* data =
+      mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) {
+    throw DeviceError("out of memory: {:.1f} MiB were refused by the system",
+                      size_bytes / 1048576.0);
+  }
+  madvise(data, size_bytes, MADV_HUGEPAGE);  // advice: a refusal costs speed only
+  data_ = data;
+}
+
+Buffer::Buffer(DType dtype, Shape shape, Device device)
+    : Buffer(shape.size() * lockstep::size_bytes(dtype), device) {
+  view_ = Tensor(data_, dtype, shape, device);
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      size_bytes_(std::exchange(other.size_bytes_, 0)),
+      view_(std::exchange(other.view_, Tensor())) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_bytes_, other.size_bytes_);
+  std::swap(view_, other.view_);
+  return *this;
+}
+
+Buffer::~Buffer() {
+  if (data_ != nullptr) munmap(data_, size_bytes_);
+}
+
+Tensor Buffer::tensor(DType dtype, Shape shape, int64_t offset_bytes) const {
+  CHECK(
+      offset_bytes >= 0 && offset_bytes + shape.size() * lockstep::size_bytes(dtype) <= size_bytes_,
+      "{} at {} exceeds {} bytes", shape.to_string(), offset_bytes, size_bytes_);
+  return {static_cast<char*>(data_) + offset_bytes, dtype, shape, Device::cpu};
+}
+
+}  // namespace lockstep

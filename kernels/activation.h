@@ -1,0 +1,52 @@
+#pragma once
+#include <optional>
+#include <string_view>
+
+#include "core/tensor.h"
+
+// Elementwise activations, each with its exact derivative.
+//
+//   relu       max(x, 0)                                  derivative at 0: 0
+//   sigmoid    1 / (1 + exp(-x))
+//   tanh       tanh(x)
+//   gelu       x * (1 + erf(x / sqrt 2)) / 2               (Hendrycks & Gimpel, 2016)
+//   gelu_tanh  x * (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2   as in GPT-2
+//   silu       x * sigmoid(x)
+//
+// Arithmetic is fp32 whatever the dtype, which all operands share.
+namespace lockstep::kernels {
+
+enum class Activation { relu, sigmoid, tanh, gelu, gelu_tanh, silu };
+
+std::string_view name(Activation activation);
+std::optional<Activation> activation_from_name(std::string_view name);
+
+}  // namespace lockstep::kernels
+
+namespace lockstep::kernels::cpu {
+
+// y = f(x), any shape; y may be x.
+void activation_forward(const Tensor& y, const Tensor& x, Activation activation, Stream& stream);
+
+// dx = dy * f'(x); dx may be dy.
+void activation_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Activation activation,
+                         Stream& stream);
+
+// Gated linear units (Shazeer, 2020; SwiGLU with silu). gate_up (N, 2F) holds the gate, then up.
+//   y[n,f] = f(gate[n,f]) * up[n,f]                                 y (N, F)
+void gated_activation_forward(const Tensor& y, const Tensor& gate_up, Activation activation,
+                              Stream& stream);
+
+// Writes dgate_up (N, 2F), which may be gate_up:
+//   dgate = dy * up * f'(gate),  dup = dy * f(gate)
+void gated_activation_backward(const Tensor& dgate_up, const Tensor& dy, const Tensor& gate_up,
+                               Activation activation, Stream& stream);
+
+}  // namespace lockstep::kernels::cpu
+
+namespace lockstep::kernels {
+using cpu::activation_backward;
+using cpu::activation_forward;
+using cpu::gated_activation_backward;
+using cpu::gated_activation_forward;
+}  // namespace lockstep::kernels

@@ -1,0 +1,32 @@
+#pragma once
+#include "core/tensor.h"
+
+// Layer normalisation of each row (Ba, Kiros & Hinton, 2016).
+//
+//   mean[n] = mean_c x[n,c],  rstd[n] = 1 / sqrt(mean_c (x[n,c] - mean[n])^2 + epsilon)
+//   y[n,c]  = (x[n,c] - mean[n]) * rstd[n] * gain[c] + bias[c]
+//
+// N rows (tokens, B*T) of C channels. x, y, gain, bias and dx, dy share one dtype; mean, rstd,
+// dgain and dbias are fp32. Sums are made in fp32 in an order that depends on N and C alone; a
+// row's result does not depend on the other rows.
+namespace lockstep::kernels::cpu {
+
+// Writes y (N, C), mean (N) and rstd (N); y may be x.
+void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x,
+                       const Tensor& gain, const Tensor& bias, float epsilon, Stream& stream);
+
+// Adds to dx (N, C), dgain (C) and dbias (C); reads mean and rstd as forward left them.
+//
+//   g = dy * gain,  h = (x - mean) * rstd
+//   dx    += rstd * (g - mean_c g - h * mean_c (g * h))
+//   dgain += sum_n dy * h,  dbias += sum_n dy
+void layernorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dbias,
+                        const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
+                        const Tensor& rstd, Stream& stream);
+
+}  // namespace lockstep::kernels::cpu
+
+namespace lockstep::kernels {
+using cpu::layernorm_backward;
+using cpu::layernorm_forward;
+}  // namespace lockstep::kernels

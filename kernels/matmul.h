@@ -1,0 +1,38 @@
+#pragma once
+#include "core/tensor.h"
+
+// Products with a weight matrix: the three that a linear layer needs.
+//
+//   forward:          y[n,o]        = sum_i x[n,i] * weight[o,i] + bias[o]
+//   backward, input:  dx[n,i]       = sum_o dy[n,o] * weight[o,i]
+//   backward, weight: dweight[o,i] += sum_n dy[n,o] * x[n,i]
+//                     dbias[o]     += sum_n dy[n,o]
+//
+// N rows (tokens, B*T), I inputs, O outputs. x, y, dx, dy, weight and bias share one dtype; dweight
+// and dbias are fp32. Products of bf16 and fp16 are added up in fp32; where the machine has no
+// product of the type, operands are widened and multiplied in fp32. Work is cut into pieces that
+// depend on the shape alone, each computed by one thread: the same bits for any number of threads.
+namespace lockstep::kernels::cpu {
+
+// Writes y (N, O). bias may be empty.
+void linear_forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                    Stream& stream);
+
+// Writes dx (N, I).
+void linear_backward_input(const Tensor& dx, const Tensor& dy, const Tensor& weight,
+                           Stream& stream);
+
+// Adds to dweight (O, I) and, unless it is empty, to dbias (O).
+void linear_backward_weight(const Tensor& dweight, const Tensor& dbias, const Tensor& dy,
+                            const Tensor& x, Stream& stream);
+
+// Whether the machine multiplies this type faster than fp32, by an instruction of its own.
+bool has_fast_product(DType dtype);
+
+}  // namespace lockstep::kernels::cpu
+
+namespace lockstep::kernels {
+using cpu::linear_backward_input;
+using cpu::linear_backward_weight;
+using cpu::linear_forward;
+}  // namespace lockstep::kernels

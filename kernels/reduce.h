@@ -1,0 +1,32 @@
+#pragma once
+#include "core/tensor.h"
+
+// Reductions and casts over flat runs of values.
+namespace lockstep::kernels {
+
+inline constexpr int64_t kReduceBlock = 1 << 16;  // elements a block: fixes the order of sums
+}
+
+namespace lockstep::kernels::cpu {
+
+// sum_i x[i]^2 of fp32 x, in float64: blocks of kReduceBlock, each summed in a fixed order, joined
+// in one fixed binary tree. Not finite exactly when some x[i] is not.
+double sum_of_squares(const Tensor& x, Stream& stream);
+
+// sum_i x[i] of fp32 x, in float64, in the same order.
+double sum(const Tensor& x, Stream& stream);
+
+// out = x, rounded to out's dtype; any two floating-point types of one size.
+void cast(const Tensor& out, const Tensor& x, Stream& stream);
+
+// out = 0.
+void set_zero(const Tensor& out, Stream& stream);
+
+}  // namespace lockstep::kernels::cpu
+
+namespace lockstep::kernels {
+using cpu::cast;
+using cpu::set_zero;
+using cpu::sum;
+using cpu::sum_of_squares;
+}  // namespace lockstep::kernels

@@ -1,0 +1,31 @@
+#pragma once
+#include "core/tensor.h"
+
+// Root-mean-square normalisation of each row (Zhang & Sennrich, 2019), as in Llama.
+//
+//   inv_rms[n] = 1 / sqrt(mean_c x[n,c]^2 + epsilon)
+//   y[n,c]     = x[n,c] * inv_rms[n] * gain[c]
+//
+// N rows (tokens, B*T) of C channels. x, y, gain, dx and dy share one dtype; inv_rms and dgain are
+// fp32. Sums are made in fp32 in an order that depends on N and C alone; a row's result does not
+// depend on the other rows.
+namespace lockstep::kernels::cpu {
+
+// Writes y (N, C) and inv_rms (N); y may be x.
+void rmsnorm_forward(const Tensor& y, const Tensor& inv_rms, const Tensor& x, const Tensor& gain,
+                     float epsilon, Stream& stream);
+
+// Adds to dx (N, C) and dgain (C); reads inv_rms as forward left it.
+//
+//   g = dy * gain
+//   dx    += inv_rms * (g - x * inv_rms^2 * mean_c (g * x))
+//   dgain += sum_n dy * x * inv_rms
+void rmsnorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dy, const Tensor& x,
+                      const Tensor& gain, const Tensor& inv_rms, Stream& stream);
+
+}  // namespace lockstep::kernels::cpu
+
+namespace lockstep::kernels {
+using cpu::rmsnorm_backward;
+using cpu::rmsnorm_forward;
+}  // namespace lockstep::kernels
