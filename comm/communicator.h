@@ -1,0 +1,38 @@
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace lockstep {
+
+enum class ReduceOp { sum, max, min };
+
+// Collective operations among the workers. Every worker must call the same operations in the same
+// order with the same counts. Each is enqueued on `stream`; on the CPU it is complete on return.
+// Throws DeviceError when a peer or the network fails.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // In place; fp32, float64 through the span overload, int32.
+  virtual void all_reduce(const Tensor& data, ReduceOp op, Stream& stream) = 0;
+  virtual void all_reduce(double* values, int64_t count, ReduceOp op) = 0;
+  // data (size() * n): each worker has filled its n elements, all get all.
+  virtual void all_gather(const Tensor& data, Stream& stream) = 0;
+  // data (size() * n) in; worker r's n elements of `out` are the sum over workers of its part.
+  virtual void reduce_scatter(const Tensor& out, const Tensor& data, Stream& stream) = 0;
+  // Block r of `data` goes to worker r; block s of `out` came from worker s. Equal blocks.
+  virtual void all_to_all(const Tensor& out, const Tensor& data, Stream& stream) = 0;
+  virtual void broadcast(const Tensor& data, int root, Stream& stream) = 0;
+  virtual void broadcast(std::string& text, int root) = 0;
+  virtual std::vector<std::string> gather(const std::string& text) = 0;  // by rank, at rank 0
+  virtual void barrier() = 0;
+  // An independent communicator over the same workers, for use by another thread.
+  virtual std::unique_ptr<Communicator> duplicate() = 0;
+};
+
+}  // namespace lockstep

@@ -1,0 +1,70 @@
+#pragma once
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "core/tensor.h"
+#include "model/config.h"
+#include "model/parameter_table.h"
+
+// Letters for shapes, here and in kernels/:
+//   B sequences of the micro-batch   T tokens of a sequence     N = B * T
+//   C hidden size   H heads   K key-value heads   D head size   F feed-forward size
+//   L layers        V vocabulary     P parameters
+namespace lockstep {
+
+// Sequences to learn from. targets[b,t] is the token after tokens[b,t]; -1: not counted.
+struct Batch {
+  Tensor tokens;                // (B, T) int32
+  Tensor targets;               // (B, T) int32
+  uint64_t step = 0;            // with the next: keys dropout's random numbers
+  uint32_t first_sequence = 0;  // place in the global batch of the first sequence here
+};
+
+// Called by backward, on the calling thread, when the gradients of a group (ParameterTable) are
+// complete: L + 1 first, then L .. 1, then 0.
+using GroupCallback = std::function<void(int group)>;
+
+// A GPT-2- or Llama-style transformer: weights in compute precision, gradients in fp32, and the
+// activations of one micro-batch. Losses are sums over tokens, in nats.
+class Transformer {
+ public:
+  struct Options {
+    DType precision = DType::fp32;  // of weights, activations and their gradients
+    int64_t micro_batch_size = 1;   // B at most
+    int64_t sequence_length = 0;    // T at most; 0: the context length
+    bool training = true;           // room for gradients and for what backward needs
+    bool recompute = false;         // keep only each layer's input, redo the layer in backward
+    uint64_t seed = 0;              // of dropout
+  };
+  Transformer(const ModelConfig& config, const Options& options);
+  ~Transformer();
+
+  const ModelConfig& config() const;
+  const ParameterTable& table() const;
+  Tensor weights() const;    // (P) in options.precision; whoever trains keeps the master copy
+  Tensor gradients() const;  // (P) fp32; training only
+  void zero_gradients();
+
+  // Forward pass with dropout, and the gradient of gradient_scale * loss at the output layer (its
+  // logits never stand in memory whole). Returns the sum of the losses of the batch's tokens.
+  double forward(const Batch& batch, float gradient_scale);
+
+  // Adds the gradients of the batch that forward saw last.
+  void backward(const GroupCallback& group_ready);
+
+  // Without dropout or gradients: the loss of each token, written to losses (B, T) fp32.
+  void losses(const Batch& batch, const Tensor& losses);
+
+  // Bytes held, by what they are for.
+  struct Memory {
+    int64_t weights, gradients, activations;
+  };
+  Memory memory() const;
+
+ private:
+  class Implementation;
+  std::unique_ptr<Implementation> implementation_;
+};
+
+}  // namespace lockstep
