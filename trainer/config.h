@@ -1,0 +1,53 @@
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "core/dtype.h"
+#include "model/config.h"
+
+namespace lockstep {
+
+enum class Schedule { cosine, linear, constant, inverse_sqrt, wsd };
+enum class OptimizerKind { adamw, adam };
+
+struct OptimizerConfig {
+  OptimizerKind kind = OptimizerKind::adamw;
+  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1;
+  double clip_norm = 1;   // 0: none
+  double clip_value = 0;  // 0: none
+};
+
+struct ScheduleConfig {
+  Schedule schedule = Schedule::cosine;
+  double learning_rate = 6e-4;  // peak
+  int64_t warmup_steps = 0;
+  double min_lr_ratio = 0.1;  // the floor, as a share of the peak
+};
+
+// What `lockstep train` does, fully resolved: nothing here is "auto" except on request.
+struct TrainConfig {
+  std::filesystem::path data, run;
+  bool fresh = false;
+  std::filesystem::path initialize_from;  // empty: random weights
+  int64_t steps = 0;
+  uint64_t seed = 0;
+
+  ModelConfig model;             // vocab_size from the dataset
+  int64_t batch_size = 0;        // sequences a step, over all workers
+  int64_t micro_batch_size = 0;  // sequences a forward pass
+  OptimizerConfig optimizer;
+  ScheduleConfig schedule;
+
+  DType precision = DType::fp32;
+  std::optional<double> loss_scale;  // none: dynamic where precision is fp16, else 1
+  bool recompute = false;
+
+  int64_t checkpoint_every = 0;  // 0: only at the end
+  int keep = 0;                  // 0: all
+  int64_t evaluate_every = 0;    // 0: only at the end
+  int64_t log_every = 10;
+};
+
+}  // namespace lockstep
