@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs the tests.
+#
+#   tests/run.sh              every test that this machine can run
+#   tests/run.sh LABEL        one kind: unit, mpi, crash, launch
+#   tests/run.sh sanitize     the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+set -euo pipefail
+cd "$(dirname "$0")/.."
+label=${1:-}
+
+folder=build
+options=(-DLOCKSTEP_TESTS=ON)
+if [ "$label" = sanitize ]; then
+  folder=build-sanitize
+  options+=(-DLOCKSTEP_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo)
+  label=unit
+  # MPI and oneDNN keep memory for the whole life of the process; only our own leaks matter.
+  export LSAN_OPTIONS="suppressions=$PWD/tests/leaks.txt:print_suppressions=0"
+fi
+
+# As root and with more workers than cores, which is how tests run on a small machine.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
+
+launch/build.sh "$folder" "${options[@]}"
+
+selection=()
+[ -z "$label" ] || selection=(--label-regex "^${label}\$")
+ctest --test-dir "$folder" --output-on-failure --no-tests=error --parallel "$(nproc)" \
+  "${selection[@]}"
