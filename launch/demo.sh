@@ -27,7 +27,7 @@ launch/build.sh build -DLOCKSTEP_TESTS=OFF >&2
 demo=build/demo
 rm -rf "$demo"
 mkdir -p "$demo"
-gzip -dcf "$text" >"$demo/text.txt"
+gzip -dcf <"$text" >"$demo/text.txt"
 
 say "2. Prepare: train a tokenizer, encode the text, set its last 5 % aside for validation"
 show build/lockstep prepare --input "$demo/text.txt" --output "$demo/data" --vocab-size 1024
