@@ -48,6 +48,14 @@ struct ModelConfig {
   friend bool operator==(const ModelConfig&, const ModelConfig&) = default;
 };
 
+// A family's choices where there are several (activation, tied output layer), with sizes left 0.
+ModelConfig family_defaults(Family family);
+
+// Fills in sizes that are 0: num_kv_heads = num_heads, head_dim = hidden_size / num_heads, ffn_size
+// = 4 C for gpt2 and 8/3 C, rounded up to a multiple of 16, for llama (Shazeer, 2020: three
+// matrices with the parameters of two).
+void fill_in_sizes(ModelConfig& config);
+
 // Throws UsageError, naming the sizes, when they do not fit together.
 void validate(const ModelConfig& config);
 
