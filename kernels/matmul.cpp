@@ -68,13 +68,13 @@ const void* operand(const Tensor& x, Scratch& scratch) {
   return wide;
 }
 
-// out (rows, cols) with `stride` = values (rows, cols) without gaps, rounded.
+// Rounds fp32 values (rows, cols), `stride` apart, into out from (first_row, first_col) on.
 void store(const Tensor& out, int64_t first_row, int64_t first_col, int64_t rows, int64_t cols,
-           const float* values) {
+           const float* values, int64_t stride) {
   with_float_type(out.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     T* into = out.as<T>() + first_row * out.cols() + first_col;
-    for (int64_t n = 0; n < rows; n++) narrow(values + n * cols, into + n * out.cols(), cols);
+    for (int64_t n = 0; n < rows; n++) narrow(values + n * stride, into + n * out.cols(), cols);
   });
 }
 
@@ -88,7 +88,8 @@ void product_by_rows(const Tensor& y, const Tensor& x, const Tensor& weight, con
   const void* c = operand(bias, wide_bias);
   const int64_t rows = x.rows(), k = x.cols(), columns = y.cols();
   const int64_t column_pieces = pieces(columns, kColumnPiece);
-  const bool direct_type = y.dtype() == type || y.dtype() == DType::fp32;
+  // The product's own type is the output's, except where inputs had to be widened.
+  const DType output = y.dtype() == type ? type : DType::fp32;
 
   parallel_for(column_pieces * pieces(rows, kRowPiece), 1, [&](int64_t piece, int64_t) {
     static thread_local Scratch filled_rows, product;
@@ -96,28 +97,36 @@ void product_by_rows(const Tensor& y, const Tensor& x, const Tensor& weight, con
     const int64_t column = piece % column_pieces * kColumnPiece;
     const int64_t count = std::min(kRowPiece, rows - row);
     const int64_t width = std::min(kColumnPiece, columns - column);
-    const bool direct = direct_type && count == kRowPiece;
-    const void* a_rows = at(a, row * k, type);
+    const char* a_rows = at(a, row * k, type);
     if (count < kRowPiece) {
       void* filled = filled_rows.bytes(kRowPiece * k * size_bytes(type));
       std::memcpy(filled, a_rows, static_cast<size_t>(count * k * size_bytes(type)));
-      a_rows = filled;
+      a_rows = static_cast<const char*>(filled);
     }
-    const Gemm gemm_of_piece{.m = kRowPiece,
-                             .n = width,
-                             .k = k,
-                             .a_stride = k,
-                             .b_stride = weight.cols(),
-                             .c_stride = direct ? columns : width,
-                             .b_transposed = transposed,
-                             .bias = !bias.empty(),
-                             .inputs = type,
-                             .output = direct ? y.dtype() : DType::fp32};
-    void* into = direct ? at(y.data(), row * columns + column, y.dtype())
-                        : product.bytes(kRowPiece * width * size_bytes(DType::fp32));
-    gemm(gemm_of_piece, a_rows, at(b, transposed ? column * k : column, type), into,
+    const bool direct = output == y.dtype() && count == kRowPiece;
+    char* into = direct ? at(y.data(), row * columns + column, output)
+                        : product.get<char>(kRowPiece * columns * size_bytes(output));
+    gemm({.m = kRowPiece,
+          .n = width,
+          .k = k,
+          .a_stride = k,
+          .b_stride = weight.cols(),
+          .c_stride = columns,
+          .b_transposed = transposed,
+          .bias = !bias.empty(),
+          .inputs = type,
+          .output = output},
+         a_rows, at(b, transposed ? column * k : column, type), into,
          bias.empty() ? nullptr : at(c, column, type));
-    if (!direct) store(y, row, column, count, width, static_cast<const float*>(into));
+    if (direct) return;
+    if (output != y.dtype()) {
+      store(y, row, column, count, width, reinterpret_cast<const float*>(into), columns);
+    } else {
+      for (int64_t n = 0; n < count; n++) {
+        std::memcpy(at(y.data(), (row + n) * columns + column, output),
+                    at(into, n * columns, output), static_cast<size_t>(width * size_bytes(output)));
+      }
+    }
   });
 }
 
@@ -167,7 +176,7 @@ void forward_few_rows(const Tensor& y, const T* x, const T* weight, const T* bia
           }
         }
         for (int64_t o = 0; bias != nullptr && o < count; o++) sums[o] += to_float(bias[first + o]);
-        store(y, n, first, 1, count, sums);
+        store(y, n, first, 1, count, sums, count);
       }
     }
   });
@@ -211,7 +220,8 @@ void bias_gradient(const Tensor& dbias, const Tensor& dy) {
   });
 }
 
-// Side lengths of the pieces of a weight gradient: halved, the longer first, until there are enough.
+// Side lengths of the pieces of a weight gradient: halved, the longer first, until there are
+// enough.
 struct WeightPiece {
   int64_t outputs = 256, inputs = 256;
 };
@@ -242,8 +252,7 @@ void linear_forward(const Tensor& y, const Tensor& x, const Tensor& weight, cons
 
 void linear_backward_input(const Tensor& dx, const Tensor& dy, const Tensor& weight, Stream&) {
   CHECK(dx.rows() == dy.rows() && dy.cols() == weight.rows() && dx.cols() == weight.cols(),
-        "{} = {} x {}", dx.shape().to_string(), dy.shape().to_string(),
-        weight.shape().to_string());
+        "{} = {} x {}", dx.shape().to_string(), dy.shape().to_string(), weight.shape().to_string());
   CHECK(dy.dtype() == weight.dtype());
   product_by_rows(dx, dy, weight, Tensor(), false);
 }

@@ -9,9 +9,9 @@
 #include "kernels/cpu/scratch.h"
 #include "kernels/matmul.h"
 
-#if DNNL_CPU_THREADING_RUNTIME != DNNL_RUNTIME_OMP && \
-    DNNL_CPU_THREADING_RUNTIME != DNNL_RUNTIME_SEQ
-#error "oneDNN must be built for OpenMP or sequential: other runtimes ignore the limit of one thread"
+#if DNNL_CPU_THREADING_RUNTIME != DNNL_RUNTIME_OMP && DNNL_CPU_THREADING_RUNTIME != DNNL_RUNTIME_SEQ
+#error \
+    "oneDNN must be built for OpenMP or sequential: other runtimes ignore the limit of one thread"
 #endif
 
 namespace lockstep::kernels::cpu {
@@ -148,7 +148,12 @@ bool has_fast_product(DType dtype) {
     const int isa = static_cast<int>(dnnl::get_effective_cpu_isa());
     if ((isa & needed) != needed) return false;
     try {
-      describe({.m = 64, .n = 64, .k = 64, .a_stride = 64, .b_stride = 64, .c_stride = 64,
+      describe({.m = 64,
+                .n = 64,
+                .k = 64,
+                .a_stride = 64,
+                .b_stride = 64,
+                .c_stride = 64,
                 .inputs = type});
       return true;
     } catch (const dnnl::error&) {

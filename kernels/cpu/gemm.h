@@ -14,9 +14,9 @@ struct Gemm {
   int64_t a_stride = 0, b_stride = 0, c_stride = 0;
   bool a_transposed = false, b_transposed = false;
   bool accumulate = false;
-  bool bias = false;            // bias (n) of inputs' type
-  DType inputs = DType::fp32;   // of A and B
-  DType output = DType::fp32;   // of C; sums are fp32
+  bool bias = false;           // bias (n) of inputs' type
+  DType inputs = DType::fp32;  // of A and B
+  DType output = DType::fp32;  // of C; sums are fp32
   friend bool operator==(const Gemm&, const Gemm&) = default;
 };
 

@@ -1,0 +1,189 @@
+#include "kernels/matmul.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/thread_pool.h"
+
+namespace lockstep::kernels {
+namespace {
+
+struct Size {
+  int64_t rows, inputs, outputs;
+};
+// Single values, tails of every piece (64 rows, 256 columns, 512 rows of a sum), few rows.
+const Size kSizes[] = {{1, 1, 1},     {3, 7, 5},      {4, 33, 9},     {5, 16, 3},
+                       {64, 64, 256}, {65, 130, 257}, {600, 72, 90},  {1100, 20, 300},
+                       {2, 300, 600}, {0, 8, 8},      {128, 1000, 10}};
+
+template <class T>
+std::vector<T> random_values(int64_t n, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<T> values;
+  for (int64_t i = 0; i < n; i++) values.push_back(from_float<T>(normal(random)));
+  return values;
+}
+
+template <class T>
+Tensor tensor(std::vector<T>& values, Shape shape) {
+  if (values.empty()) values.resize(1);  // a tensor without elements is not an absent one
+  return {values.data(), kDTypeOf<T>, shape};
+}
+
+// The bound of a sum of `terms` products, made in fp32 in any order, of which `magnitude` is the
+// sum of absolute values: each term passes through at most `terms` roundings of 2^-24 relative.
+// Storing as T rounds once more.
+template <class T>
+double tolerance(double want, double magnitude, int64_t terms) {
+  const double stored = sizeof(T) == 4 ? 0x1p-24 : std::is_same_v<T, bf16> ? 0x1p-8 : 0x1p-11;
+  const double subnormal = std::is_same_v<T, fp16> ? 0x1p-25 : 0;
+  const double sum = magnitude * static_cast<double>(terms) * 0x1p-24;
+  return sum + (std::abs(want) + sum) * stored + subnormal;
+}
+
+template <class T>
+struct Linear {
+  Size size;
+  std::vector<T> x, weight, bias, dy, y, dx;
+  std::vector<float> dweight, dbias;
+
+  explicit Linear(Size s)
+      : size(s),
+        x(random_values<T>(s.rows * s.inputs, 1)),
+        weight(random_values<T>(s.outputs * s.inputs, 2)),
+        bias(random_values<T>(s.outputs, 3)),
+        dy(random_values<T>(s.rows * s.outputs, 4)),
+        y(s.rows * s.outputs),
+        dx(s.rows * s.inputs),
+        dweight(s.outputs * s.inputs, 10.0f),
+        dbias(s.outputs, 20.0f) {}
+
+  void run(bool with_bias = true) {
+    Stream stream;
+    const Shape xs{size.rows, size.inputs}, ys{size.rows, size.outputs};
+    const Shape ws{size.outputs, size.inputs}, bs{size.outputs};
+    linear_forward(tensor(y, ys), tensor(x, xs), tensor(weight, ws),
+                   with_bias ? tensor(bias, bs) : Tensor(), stream);
+    linear_backward_input(tensor(dx, xs), tensor(dy, ys), tensor(weight, ws), stream);
+    linear_backward_weight(tensor(dweight, ws), with_bias ? tensor(dbias, bs) : Tensor(),
+                           tensor(dy, ys), tensor(x, xs), stream);
+  }
+};
+
+template <class T>
+void expect_sum(double got, double start, int64_t terms, auto term, const char* what) {
+  double want = start, magnitude = std::abs(start);
+  for (int64_t k = 0; k < terms; k++) {
+    want += term(k);
+    magnitude += std::abs(term(k));
+  }
+  ASSERT_NEAR(got, want, tolerance<T>(want, magnitude, terms + 2)) << what;
+}
+
+template <class T>
+class Matmul : public testing::Test {
+ protected:
+  void TearDown() override { set_num_threads(1); }
+};
+using Types = testing::Types<float, bf16, fp16>;
+TYPED_TEST_SUITE(Matmul, Types);
+
+TYPED_TEST(Matmul, IsTheDefinition) {
+  using T = TypeParam;
+  set_num_threads(2);
+  for (const Size s : kSizes) {
+    SCOPED_TRACE(testing::Message() << s.rows << " x " << s.inputs << " x " << s.outputs);
+    Linear<T> test(s);
+    test.run();
+    const auto x = [&](int64_t n, int64_t i) { return double{to_float(test.x[n * s.inputs + i])}; };
+    const auto w = [&](int64_t o, int64_t i) {
+      return double{to_float(test.weight[o * s.inputs + i])};
+    };
+    const auto dy = [&](int64_t n, int64_t o) {
+      return double{to_float(test.dy[n * s.outputs + o])};
+    };
+    for (int64_t n = 0; n < s.rows; n++) {
+      for (int64_t o = 0; o < s.outputs; o++) {
+        expect_sum<T>(
+            to_float(test.y[n * s.outputs + o]), to_float(test.bias[o]), s.inputs,
+            [&](int64_t i) { return x(n, i) * w(o, i); }, "y");
+      }
+      for (int64_t i = 0; i < s.inputs; i++) {
+        expect_sum<T>(
+            to_float(test.dx[n * s.inputs + i]), 0, s.outputs,
+            [&](int64_t o) { return dy(n, o) * w(o, i); }, "dx");
+      }
+    }
+    for (int64_t o = 0; o < s.outputs; o++) {
+      expect_sum<float>(
+          test.dbias[o], 20, s.rows, [&](int64_t n) { return dy(n, o); }, "dbias");
+      for (int64_t i = 0; i < s.inputs; i++) {
+        expect_sum<float>(
+            test.dweight[o * s.inputs + i], 10, s.rows,
+            [&](int64_t n) { return dy(n, o) * x(n, i); }, "dweight");
+      }
+    }
+  }
+}
+
+TYPED_TEST(Matmul, WorksWithoutBias) {
+  Linear<TypeParam> with({70, 40, 50}), without({70, 40, 50});
+  with.bias.assign(with.bias.size(), TypeParam{});
+  with.run(true);
+  without.run(false);
+  EXPECT_EQ(0, std::memcmp(with.y.data(), without.y.data(), with.y.size() * sizeof(TypeParam)));
+  EXPECT_EQ(without.dbias, std::vector<float>(50, 20.0f));
+}
+
+template <class T>
+std::string bytes(const std::vector<T>& v) {
+  return {reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T)};
+}
+
+TYPED_TEST(Matmul, BitsDoNotDependOnThreads) {
+  for (const Size s : {Size{200, 256, 520}, Size{1030, 130, 70}, Size{3, 600, 300}}) {
+    Linear<TypeParam> one(s), two(s), three(s);
+    set_num_threads(1), one.run();
+    set_num_threads(2), two.run();
+    set_num_threads(3), three.run();
+    for (auto* other : {&two, &three}) {
+      EXPECT_EQ(bytes(one.y), bytes(other->y));
+      EXPECT_EQ(bytes(one.dx), bytes(other->dx));
+      EXPECT_EQ(bytes(one.dweight), bytes(other->dweight));
+      EXPECT_EQ(bytes(one.dbias), bytes(other->dbias));
+    }
+  }
+}
+
+// Rows 7 to 105 of 150, alone, give the bits that they have among the others.
+TYPED_TEST(Matmul, RowsDoNotDependOnEachOther) {
+  constexpr int64_t kFirst = 7, kCount = 98;
+  Linear<TypeParam> all({150, 768, 300}), some({kCount, 768, 300});
+  std::copy_n(&all.x[kFirst * 768], kCount * 768, some.x.data());
+  std::copy_n(&all.dy[kFirst * 300], kCount * 300, some.dy.data());
+  all.run(), some.run();
+  const auto part = [](auto& v, int64_t width) {
+    return std::vector(&v[kFirst * width], &v[(kFirst + kCount) * width]);
+  };
+  EXPECT_EQ(bytes(part(all.y, 300)), bytes(some.y));
+  EXPECT_EQ(bytes(part(all.dx, 768)), bytes(some.dx));
+}
+
+TEST(MatmulErrors, NamesShapesThatDoNotFit) {
+  Linear<float> test({4, 5, 6});
+  Stream stream;
+  EXPECT_THROW(linear_forward(tensor(test.y, {4, 6}), tensor(test.x, {4, 5}),
+                              tensor(test.weight, {5, 6}), Tensor(), stream),
+               std::logic_error);
+}
+
+TEST(MatmulFastProduct, IsNeverClaimedForFp32) { EXPECT_FALSE(cpu::has_fast_product(DType::fp32)); }
+
+}  // namespace
+}  // namespace lockstep::kernels
