@@ -11,19 +11,22 @@ enum class ReduceOp { sum, max, min };
 
 // Collective operations among the workers. Every worker must call the same operations in the same
 // order with the same counts. Each is enqueued on `stream`; on the CPU it is complete on return.
-// Throws DeviceError when a peer or the network fails.
+// Throws DeviceError, naming the operation, when a peer or the network fails, or when the workers
+// have not all called it within the deadline. Counts are elements.
 class Communicator {
  public:
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // In place; fp32, float64 through the span overload, int32.
+  // In place; fp32 or int32, and float64 through the second form. Sums of bf16 and fp16 are
+  // refused: they would be rounded at every hop; widen first. All workers get the same bits.
   virtual void all_reduce(const Tensor& data, ReduceOp op, Stream& stream) = 0;
   virtual void all_reduce(double* values, int64_t count, ReduceOp op) = 0;
   // data (size() * n): each worker has filled its n elements, all get all.
   virtual void all_gather(const Tensor& data, Stream& stream) = 0;
-  // data (size() * n) in; worker r's n elements of `out` are the sum over workers of its part.
+  // data (size() * n) in; worker r's n elements of `out` are the sum over workers of its part. fp32
+  // or int32.
   virtual void reduce_scatter(const Tensor& out, const Tensor& data, Stream& stream) = 0;
   // Block r of `data` goes to worker r; block s of `out` came from worker s. Equal blocks.
   virtual void all_to_all(const Tensor& out, const Tensor& data, Stream& stream) = 0;
@@ -33,6 +36,9 @@ class Communicator {
   virtual void barrier() = 0;
   // An independent communicator over the same workers, for use by another thread.
   virtual std::unique_ptr<Communicator> duplicate() = 0;
+  // From any thread: an operation of this communicator that waits for its peers, and any later one,
+  // throws DeviceError. For leaving when the peers will not come.
+  virtual void cancel() = 0;
 };
 
 }  // namespace lockstep

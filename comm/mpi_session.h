@@ -11,7 +11,7 @@ namespace lockstep {
 class MpiSession {
  public:
   MpiSession(int* argc, char*** argv);
-  ~MpiSession();  // finalizes, unless an exception is leaving: then the workers are aborted
+  ~MpiSession();  // finalizes, unless an exception is leaving: then all workers are aborted (4)
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
 
@@ -30,6 +30,7 @@ class MpiSession {
  private:
   std::unique_ptr<Communicator> world_;
   int local_rank_ = 0, local_size_ = 1;
+  int exceptions_at_start_ = 0;
 };
 
 }  // namespace lockstep

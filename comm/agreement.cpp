@@ -1,0 +1,22 @@
+#include "comm/agreement.h"
+
+namespace lockstep {
+
+void run_together(Communicator& communicator, const std::function<void()>& f) {
+  std::string failure;  // the message behind one character for the exit code
+  try {
+    f();
+  } catch (const Error& error) {
+    failure = static_cast<char>(error.exit_code()) + std::string(error.what());
+  } catch (const std::exception& error) {
+    failure = static_cast<char>(ExitCode::device) + std::string(error.what());
+  }
+  double first = failure.empty() ? communicator.size() : communicator.rank();
+  communicator.all_reduce(&first, 1, ReduceOp::min);
+  const int root = static_cast<int>(first);
+  if (root == communicator.size()) return;
+  communicator.broadcast(failure, root);
+  throw SharedError(static_cast<ExitCode>(failure.front()), failure.substr(1));
+}
+
+}  // namespace lockstep

@@ -1,0 +1,227 @@
+#include "comm/mpi_communicator.h"
+
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <numeric>
+#include <thread>
+
+#include "comm/check_mpi.h"
+
+namespace lockstep {
+
+void check_mpi(int code, std::string_view operation) {
+  if (code == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING] = "unknown error";
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  throw DeviceError("communication between the workers failed in {}: {}", operation, text);
+}
+
+namespace {
+
+MPI_Op mpi_op(ReduceOp op) {
+  return op == ReduceOp::sum ? MPI_SUM : op == ReduceOp::max ? MPI_MAX : MPI_MIN;
+}
+
+MPI_Datatype reducible_type(const Tensor& data) {
+  CHECK(data.dtype() == DType::fp32 || data.dtype() == DType::int32,
+        "{} is not summed between workers: widen it to fp32 first", name(data.dtype()));
+  return data.dtype() == DType::fp32 ? MPI_FLOAT : MPI_INT32_T;
+}
+
+void check_host(const Tensor& data) {
+  CHECK(data.device() == Device::cpu, "MPI moves host memory");
+}
+
+// `size_bytes` bytes as one element of MPI's, whatever their number: MPI counts in int.
+class Block {
+ public:
+  Block(int64_t size_bytes, int64_t largest_count) {
+    const int64_t whole = size_bytes / largest_count;
+    const int rest = static_cast<int>(size_bytes % largest_count);
+    MPI_Datatype piece, pieces;
+    check(MPI_Type_contiguous(static_cast<int>(largest_count), MPI_BYTE, &piece));
+    check(MPI_Type_contiguous(static_cast<int>(whole), piece, &pieces));
+    const int lengths[] = {1, rest};
+    const MPI_Aint places[] = {0, static_cast<MPI_Aint>(whole * largest_count)};
+    const MPI_Datatype types[] = {pieces, MPI_BYTE};
+    check(MPI_Type_create_struct(2, lengths, places, types, &type_));
+    check(MPI_Type_commit(&type_));
+    MPI_Type_free(&piece);
+    MPI_Type_free(&pieces);
+  }
+  ~Block() { MPI_Type_free(&type_); }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  MPI_Datatype type() const { return type_; }
+
+ private:
+  static void check(int code) { CHECK_MPI(code, "describing a block"); }
+  MPI_Datatype type_;
+};
+
+}  // namespace
+
+MpiCommunicator::MpiCommunicator(MPI_Comm parent, const Options& options) : options_(options) {
+  CHECK_MPI(MPI_Comm_dup(parent, &communicator_), "duplicating a communicator");
+  CHECK_MPI(MPI_Comm_set_errhandler(communicator_, MPI_ERRORS_RETURN), "setting up");
+  CHECK_MPI(MPI_Comm_rank(communicator_, &rank_), "setting up");
+  CHECK_MPI(MPI_Comm_size(communicator_, &size_), "setting up");
+}
+
+MpiCommunicator::~MpiCommunicator() {
+  // Freeing is collective: after a failure the peers may never come to it.
+  int finalized = 0;
+  MPI_Finalized(&finalized);
+  if (finalized == 0 && !cancelled_ && std::uncaught_exceptions() == 0)
+    MPI_Comm_free(&communicator_);
+}
+
+void MpiCommunicator::wait_for_peers(const char* operation) {
+  using namespace std::chrono;
+  if (cancelled_)
+    throw DeviceError("{} was cancelled: another part of this worker failed", operation);
+  if (size_ == 1) return;
+  MPI_Request request;
+  CHECK_MPI(MPI_Ibarrier(communicator_, &request), operation);
+  const auto start = steady_clock::now();
+  for (int64_t attempt = 0;; attempt++) {
+    int done = 0;
+    CHECK_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), operation);
+    if (done != 0) return;
+    if (cancelled_) {
+      throw DeviceError("{} was cancelled: another part of this worker failed", operation);
+    }
+    const auto waited = steady_clock::now() - start;
+    if (waited > duration<double>(options_.deadline_s)) {
+      cancelled_ = true;
+      throw DeviceError(
+          "worker {} waited {:.0f} s in {} and not all of the {} workers came: look for one that "
+          "died, hangs or cannot be reached",
+          rank_, options_.deadline_s, operation, size_);
+    }
+    // A peer is mostly microseconds away; after that, waking up late costs less than spinning.
+    if (waited < microseconds(20)) continue;
+    std::this_thread::sleep_for(microseconds(waited < milliseconds(2) ? 20 : 200));
+  }
+}
+
+void MpiCommunicator::all_reduce(const Tensor& data, ReduceOp op, Stream&) {
+  check_host(data);
+  all_reduce(data.data(), data.size(), reducible_type(data), op);
+}
+
+void MpiCommunicator::all_reduce(double* values, int64_t count, ReduceOp op) {
+  all_reduce(values, count, MPI_DOUBLE, op);
+}
+
+void MpiCommunicator::all_reduce(void* data, int64_t count, MPI_Datatype type, ReduceOp op) {
+  wait_for_peers("all-reduce");
+  if (size_ == 1) return;
+  int element_bytes = 0;
+  CHECK_MPI(MPI_Type_size(type, &element_bytes), "all-reduce");
+  for (int64_t begin = 0; begin < count; begin += options_.largest_count) {
+    const int64_t part = std::min(options_.largest_count, count - begin);
+    CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, static_cast<char*>(data) + begin * element_bytes,
+                            static_cast<int>(part), type, mpi_op(op), communicator_),
+              "all-reduce");
+  }
+}
+
+void MpiCommunicator::all_gather(const Tensor& data, Stream&) {
+  check_host(data);
+  CHECK(data.size() % size_ == 0, "{} elements among {} workers", data.size(), size_);
+  wait_for_peers("all-gather");
+  if (size_ == 1) return;
+  const Block block(data.size_bytes() / size_, options_.largest_count);
+  CHECK_MPI(
+      MPI_Allgather(MPI_IN_PLACE, 1, block.type(), data.data(), 1, block.type(), communicator_),
+      "all-gather");
+}
+
+void MpiCommunicator::reduce_scatter(const Tensor& out, const Tensor& data, Stream&) {
+  check_host(data);
+  CHECK(data.size() == out.size() * size_ && data.dtype() == out.dtype(),
+        "{} elements to {} workers with {} each", data.size(), size_, out.size());
+  wait_for_peers("reduce-scatter");
+  const MPI_Datatype type = reducible_type(data);
+  const int64_t n = out.size(), element_bytes = size_bytes(data.dtype());
+  if (data.size() <= options_.largest_count) {
+    CHECK_MPI(MPI_Reduce_scatter_block(data.data(), out.data(), static_cast<int>(n), type, MPI_SUM,
+                                       communicator_),
+              "reduce-scatter");
+    return;
+  }
+  for (int root = 0; root < size_; root++) {
+    for (int64_t begin = 0; begin < n; begin += options_.largest_count) {
+      const int64_t part = std::min(options_.largest_count, n - begin);
+      CHECK_MPI(
+          MPI_Reduce(static_cast<const char*>(data.data()) + (root * n + begin) * element_bytes,
+                     static_cast<char*>(out.data()) + begin * element_bytes, static_cast<int>(part),
+                     type, MPI_SUM, root, communicator_),
+          "reduce-scatter");
+    }
+  }
+}
+
+void MpiCommunicator::all_to_all(const Tensor& out, const Tensor& data, Stream&) {
+  check_host(data);
+  CHECK(data.size_bytes() == out.size_bytes() && data.size() % size_ == 0,
+        "{} elements among {} workers", data.size(), size_);
+  wait_for_peers("all-to-all");
+  const Block block(data.size_bytes() / size_, options_.largest_count);
+  CHECK_MPI(MPI_Alltoall(data.data(), 1, block.type(), out.data(), 1, block.type(), communicator_),
+            "all-to-all");
+}
+
+void MpiCommunicator::broadcast(const Tensor& data, int root, Stream&) {
+  check_host(data);
+  wait_for_peers("broadcast");
+  broadcast_bytes(data.data(), data.size_bytes(), root);
+}
+
+void MpiCommunicator::broadcast(std::string& text, int root) {
+  wait_for_peers("broadcast");
+  int64_t length = static_cast<int64_t>(text.size());
+  broadcast_bytes(&length, sizeof length, root);
+  text.resize(static_cast<size_t>(length));
+  broadcast_bytes(text.data(), length, root);
+}
+
+void MpiCommunicator::broadcast_bytes(void* data, int64_t count, int root) {
+  for (int64_t begin = 0; begin < count; begin += options_.largest_count) {
+    const int64_t part = std::min(options_.largest_count, count - begin);
+    CHECK_MPI(MPI_Bcast(static_cast<char*>(data) + begin, static_cast<int>(part), MPI_BYTE, root,
+                        communicator_),
+              "broadcast");
+  }
+}
+
+std::vector<std::string> MpiCommunicator::gather(const std::string& text) {
+  wait_for_peers("gather");
+  CHECK(text.size() < (size_t{1} << 30), "a text of {} bytes is too long to gather", text.size());
+  const int length = static_cast<int>(text.size());
+  std::vector<int> lengths(static_cast<size_t>(size_)), begins(lengths.size());
+  CHECK_MPI(MPI_Gather(&length, 1, MPI_INT, lengths.data(), 1, MPI_INT, 0, communicator_),
+            "gather");
+  std::exclusive_scan(lengths.begin(), lengths.end(), begins.begin(), 0);
+  std::string all(rank_ == 0 ? static_cast<size_t>(begins.back() + lengths.back()) : 0, '\0');
+  CHECK_MPI(MPI_Gatherv(text.data(), length, MPI_BYTE, all.data(), lengths.data(), begins.data(),
+                        MPI_BYTE, 0, communicator_),
+            "gather");
+  std::vector<std::string> texts;
+  for (size_t r = 0; rank_ == 0 && r < lengths.size(); r++) {
+    texts.push_back(all.substr(static_cast<size_t>(begins[r]), static_cast<size_t>(lengths[r])));
+  }
+  return texts;
+}
+
+void MpiCommunicator::barrier() { wait_for_peers("barrier"); }
+
+std::unique_ptr<Communicator> MpiCommunicator::duplicate() {
+  wait_for_peers("duplicating a communicator");
+  return std::make_unique<MpiCommunicator>(communicator_, options_);
+}
+
+}  // namespace lockstep
