@@ -1,0 +1,159 @@
+#include "model/layer.h"
+
+#include <cmath>
+
+#include "kernels/activation.h"
+#include "kernels/attention.h"
+#include "kernels/layernorm.h"
+#include "kernels/matmul.h"
+#include "kernels/rmsnorm.h"
+#include "kernels/rope.h"
+
+namespace lockstep {
+
+namespace {
+
+double rope_frequency(const ModelConfig& config, int64_t i) {
+  const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim);
+  const double frequency = std::pow(config.rope_theta, exponent);
+  if (!config.rope_scaling) return frequency;
+  const RopeScaling& s = *config.rope_scaling;
+  constexpr double kTwoPi = 6.283185307179586;
+  const double turns = static_cast<double>(s.original_context_length) * frequency / kTwoPi;
+  if (turns > s.high_freq_factor) return frequency;
+  if (turns < s.low_freq_factor) return frequency / s.factor;
+  const double smooth = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+  return (1 - smooth) * frequency / s.factor + smooth * frequency;
+}
+
+}  // namespace
+
+void fill_rope_table(const ModelConfig& config, const Tensor& table) {
+  const int64_t half = config.head_dim / 2;
+  CHECK(table.cols() == 2 * half && config.head_dim % 2 == 0);
+  for (int64_t i = 0; i < half; i++) {
+    const double frequency = rope_frequency(config, i);
+    for (int64_t t = 0; t < table.rows(); t++) {
+      const double angle = static_cast<double>(t) * frequency;
+      float* row = table.as<float>() + t * 2 * half;
+      row[i] = static_cast<float>(std::cos(angle));
+      row[half + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+void norm_forward(const ModelConfig& config, const Tensor& y, const Tensor& mean,
+                  const Tensor& scale, const Tensor& x, const Tensor& gain, const Tensor& bias,
+                  Stream& stream) {
+  if (config.family == Family::gpt2) {
+    kernels::layernorm_forward(y, mean, scale, x, gain, bias, config.norm_epsilon, stream);
+  } else {
+    kernels::rmsnorm_forward(y, scale, x, gain, config.norm_epsilon, stream);
+  }
+}
+
+void norm_backward(const ModelConfig& config, const Tensor& dx, const Tensor& dgain,
+                   const Tensor& dbias, const Tensor& dy, const Tensor& x, const Tensor& gain,
+                   const Tensor& mean, const Tensor& scale, Stream& stream) {
+  if (config.family == Family::gpt2) {
+    kernels::layernorm_backward(dx, dgain, dbias, dy, x, gain, mean, scale, stream);
+  } else {
+    kernels::rmsnorm_backward(dx, dgain, dy, x, gain, scale, stream);
+  }
+}
+
+void before_attention(const ModelConfig& config, const LayerParameters& w,
+                      const LayerActivations& a, const Tensor& rope_table, int64_t first_position,
+                      Stream& stream) {
+  norm_forward(config, a.normed_input, a.attention_mean, a.attention_scale, a.input,
+               w.attention_norm_gain, w.attention_norm_bias, stream);
+  kernels::linear_forward(a.qkv, a.normed_input, w.qkv_weight, w.qkv_bias, stream);
+  if (config.family == Family::llama) {
+    kernels::rope_forward(a.qkv, rope_table, config.heads(), first_position, stream);
+  }
+}
+
+void after_attention(const ModelConfig& config, const LayerParameters& w, const LayerActivations& a,
+                     const LayerDropout& dropout, Stream& stream) {
+  kernels::linear_forward(a.middle, a.attended, w.output_weight, w.output_bias, stream);
+  kernels::residual_add(a.middle, a.input, a.middle, dropout.attention_branch, stream);
+
+  norm_forward(config, a.normed_middle, a.ffn_mean, a.ffn_scale, a.middle, w.ffn_norm_gain,
+               w.ffn_norm_bias, stream);
+  kernels::linear_forward(a.up, a.normed_middle, w.up_weight, w.up_bias, stream);
+  if (config.family == Family::gpt2) {
+    kernels::activation_forward(a.activated, a.up, config.activation, stream);
+  } else {
+    kernels::gated_activation_forward(a.activated, a.up, config.activation, stream);
+  }
+  kernels::linear_forward(a.output, a.activated, w.down_weight, w.down_bias, stream);
+  kernels::residual_add(a.output, a.middle, a.output, dropout.ffn_branch, stream);
+}
+
+void layer_forward(const ModelConfig& config, const LayerParameters& weights,
+                   const LayerActivations& activations, const Tensor& rope_table,
+                   const LayerDropout& dropout, Stream& stream) {
+  before_attention(config, weights, activations, rope_table, 0, stream);
+  kernels::attention_forward(activations.attended, activations.lse, activations.qkv, config.heads(),
+                             dropout.attention, stream);
+  after_attention(config, weights, activations, dropout, stream);
+}
+
+namespace {
+
+// The gradient of what a branch computed, from that of what it added to the residual stream: the
+// same, but for dropout.
+Tensor branch_gradient(const LayerGradients& d, const kernels::DropoutMask& mask, Stream& stream) {
+  if (!mask.active()) return d.residual;
+  kernels::dropout(d.branch, d.residual, mask, stream);
+  return d.branch;
+}
+
+void ffn_backward(const ModelConfig& config, const LayerParameters& w, const LayerParameters& dw,
+                  const LayerActivations& a, const LayerGradients& d,
+                  const kernels::DropoutMask& mask, Stream& stream) {
+  const Tensor dbranch = branch_gradient(d, mask, stream);
+  kernels::linear_backward_weight(dw.down_weight, dw.down_bias, dbranch, a.activated, stream);
+  kernels::linear_backward_input(d.activated, dbranch, w.down_weight, stream);
+  if (config.family == Family::gpt2) {
+    kernels::activation_backward(d.up, d.activated, a.up, config.activation, stream);
+  } else {
+    kernels::gated_activation_backward(d.up, d.activated, a.up, config.activation, stream);
+  }
+  kernels::linear_backward_weight(dw.up_weight, dw.up_bias, d.up, a.normed_middle, stream);
+  kernels::linear_backward_input(d.branch, d.up, w.up_weight, stream);
+  norm_backward(config, d.residual, dw.ffn_norm_gain, dw.ffn_norm_bias, d.branch, a.middle,
+                w.ffn_norm_gain, a.ffn_mean, a.ffn_scale, stream);
+}
+
+void attention_branch_backward(const ModelConfig& config, const LayerParameters& w,
+                               const LayerParameters& dw, const LayerActivations& a,
+                               const LayerGradients& d, const Tensor& rope_table,
+                               const LayerDropout& dropout, Stream& stream) {
+  const Tensor dbranch = branch_gradient(d, dropout.attention_branch, stream);
+  kernels::linear_backward_weight(dw.output_weight, dw.output_bias, dbranch, a.attended, stream);
+  kernels::linear_backward_input(d.attended, dbranch, w.output_weight, stream);
+  kernels::attention_backward(d.qkv, d.attended, a.attended, a.lse, a.qkv, config.heads(),
+                              dropout.attention, stream);
+  if (config.family == Family::llama) {
+    kernels::rope_backward(d.qkv, rope_table, config.heads(), 0, stream);
+  }
+  kernels::linear_backward_weight(dw.qkv_weight, dw.qkv_bias, d.qkv, a.normed_input, stream);
+  kernels::linear_backward_input(d.branch, d.qkv, w.qkv_weight, stream);
+  norm_backward(config, d.residual, dw.attention_norm_gain, dw.attention_norm_bias, d.branch,
+                a.input, w.attention_norm_gain, a.attention_mean, a.attention_scale, stream);
+}
+
+}  // namespace
+
+void layer_backward(const ModelConfig& config, const LayerParameters& weights,
+                    const LayerParameters& parameter_gradients, const LayerActivations& activations,
+                    const LayerGradients& gradients, const Tensor& rope_table,
+                    const LayerDropout& dropout, Stream& stream) {
+  ffn_backward(config, weights, parameter_gradients, activations, gradients, dropout.ffn_branch,
+               stream);
+  attention_branch_backward(config, weights, parameter_gradients, activations, gradients,
+                            rope_table, dropout, stream);
+}
+
+}  // namespace lockstep

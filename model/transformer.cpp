@@ -1,0 +1,224 @@
+#include "model/transformer.h"
+
+#include "core/check.h"
+#include "kernels/classifier.h"
+#include "kernels/embedding.h"
+#include "kernels/reduce.h"
+#include "model/activations.h"
+#include "model/layer.h"
+#include "model/parameter_views.h"
+
+namespace lockstep {
+
+class Transformer::Implementation {
+ public:
+  Implementation(const ModelConfig& config, const Options& options);
+
+  double forward(const Batch& batch, float gradient_scale);
+  void backward(const GroupCallback& group_ready);
+  void losses(const Batch& batch, const Tensor& losses);
+
+  const ModelConfig config_;
+  const Options options_;
+  const ParameterTable table_;
+  const Buffer weights_, gradients_;
+  Stream stream_;
+
+  int64_t activation_bytes() const { return arena_.size_bytes() + rope_table_.size_bytes(); }
+
+ private:
+  void prepare(const Batch& batch);
+  void run_layers(const Batch& batch, float dropout);
+  void run_layer(int64_t layer, const Batch& batch, float dropout);
+  kernels::DropoutMask embedding_dropout(const Batch& batch, float probability) const;
+  LayerDropout layer_dropout(const Batch& batch, float probability, int64_t layer) const;
+  kernels::DropoutMask mask(const Batch& batch, float probability, int64_t site) const;
+
+  Keep keep_;
+  ModelParameters parameters_, parameter_gradients_;
+  Buffer rope_table_, arena_;
+  Activations activations_;
+  int64_t planned_sequences_ = 0, planned_length_ = 0;
+  Batch batch_;  // that forward saw last
+  bool backward_is_due_ = false;
+};
+
+namespace {
+
+Transformer::Options resolved(const ModelConfig& config, Transformer::Options options) {
+  if (options.sequence_length == 0) options.sequence_length = config.context_length;
+  CHECK(options.precision != DType::int32);
+  CHECK(options.micro_batch_size >= 1);
+  CHECK(1 <= options.sequence_length && options.sequence_length <= config.context_length,
+        "sequences of {} in a context of {}", options.sequence_length, config.context_length);
+  return options;
+}
+
+}  // namespace
+
+Transformer::Implementation::Implementation(const ModelConfig& config, const Options& options)
+    : config_(config),
+      options_(resolved(config, options)),
+      table_(config),
+      weights_(options_.precision, {table_.size()}),
+      gradients_(options_.training ? Buffer(DType::fp32, {table_.size()}) : Buffer()),
+      keep_(!options_.training   ? Keep::nothing
+            : options_.recompute ? Keep::layer_inputs
+                                 : Keep::everything) {
+  parameters_ = parameter_views(table_, weights_.tensor());
+  if (options_.training) parameter_gradients_ = parameter_views(table_, gradients_.tensor());
+  if (config_.family == Family::llama) {
+    rope_table_ = Buffer(DType::fp32, {options_.sequence_length, config_.head_dim});
+    fill_rope_table(config_, rope_table_.tensor());
+  }
+  Arena measured;
+  plan(activations_, measured, config_, options_.precision, keep_, options_.micro_batch_size,
+       options_.sequence_length);
+  arena_ = Buffer(measured.size_bytes());
+}
+
+// Checks the batch, and lays the activations out for its shape.
+void Transformer::Implementation::prepare(const Batch& batch) {
+  CHECK(batch.tokens.shape().rank() == 2 && batch.tokens.shape() == batch.targets.shape(),
+        "tokens {}, targets {}", batch.tokens.shape().to_string(),
+        batch.targets.shape().to_string());
+  const int64_t sequences = batch.tokens.dim(0), length = batch.tokens.dim(1);
+  CHECK(1 <= sequences && sequences <= options_.micro_batch_size && 1 <= length &&
+            length <= options_.sequence_length,
+        "a batch of {} where {} sequences of {} fit", batch.tokens.shape().to_string(),
+        options_.micro_batch_size, options_.sequence_length);
+  backward_is_due_ = false;
+  if (sequences == planned_sequences_ && length == planned_length_) return;
+  Arena arena(arena_);
+  plan(activations_, arena, config_, options_.precision, keep_, sequences, length);
+  planned_sequences_ = sequences;
+  planned_length_ = length;
+}
+
+// Each dropout of the model has numbers of its own: site 0 is the embedding's, then three a layer.
+kernels::DropoutMask Transformer::Implementation::mask(const Batch& batch, float probability,
+                                                       int64_t site) const {
+  return {.probability = probability,
+          .seed = options_.seed,
+          .step = batch.step,
+          .first_sequence = batch.first_sequence,
+          .site = static_cast<uint32_t>(site)};
+}
+
+kernels::DropoutMask Transformer::Implementation::embedding_dropout(const Batch& batch,
+                                                                    float probability) const {
+  return mask(batch, probability, 0);
+}
+
+LayerDropout Transformer::Implementation::layer_dropout(const Batch& batch, float probability,
+                                                        int64_t layer) const {
+  const int64_t first = 1 + 3 * layer;
+  return {.attention = mask(batch, probability, first),
+          .attention_branch = mask(batch, probability, first + 1),
+          .ffn_branch = mask(batch, probability, first + 2)};
+}
+
+void Transformer::Implementation::run_layer(int64_t layer, const Batch& batch, float dropout) {
+  layer_forward(config_, parameters_.layers[layer], activations_.layers[layer],
+                rope_table_.tensor(), layer_dropout(batch, dropout, layer), stream_);
+}
+
+// From tokens to the input of the classifier.
+void Transformer::Implementation::run_layers(const Batch& batch, float dropout) {
+  prepare(batch);
+  const Tensor& embedded = activations_.layers.front().input;
+  kernels::embedding_forward(embedded, batch.tokens, parameters_.tokens, parameters_.positions, 0,
+                             stream_);
+  if (dropout > 0) {
+    kernels::dropout(embedded, embedded, embedding_dropout(batch, dropout), stream_);
+  }
+  for (int64_t layer = 0; layer < config_.num_layers; layer++) run_layer(layer, batch, dropout);
+  norm_forward(config_, activations_.final_normed, activations_.final_mean,
+               activations_.final_scale, activations_.final_input(), parameters_.final_gain,
+               parameters_.final_bias, stream_);
+}
+
+double Transformer::Implementation::forward(const Batch& batch, float gradient_scale) {
+  CHECK(options_.training);
+  run_layers(batch, config_.dropout);
+  kernels::classifier_loss_and_gradient(
+      activations_.losses, activations_.gradients.branch, parameter_gradients_.classifier,
+      activations_.final_normed, parameters_.classifier, batch.targets, gradient_scale, stream_);
+  batch_ = batch;
+  backward_is_due_ = true;
+  return kernels::sum(activations_.losses, stream_);
+}
+
+void Transformer::Implementation::backward(const GroupCallback& group_ready) {
+  CHECK(backward_is_due_, "backward needs a forward of its own");
+  backward_is_due_ = false;
+  const auto ready = [&](int64_t group) {
+    if (group_ready) group_ready(static_cast<int>(group));
+  };
+  const Activations& a = activations_;
+  const LayerGradients& d = a.gradients;
+
+  kernels::set_zero(d.residual, stream_);
+  norm_backward(config_, d.residual, parameter_gradients_.final_gain,
+                parameter_gradients_.final_bias, d.branch, a.final_input(), parameters_.final_gain,
+                a.final_mean, a.final_scale, stream_);
+  ready(config_.num_layers + 1);
+
+  for (int64_t layer = config_.num_layers - 1; layer >= 0; layer--) {
+    // The last layer's activations are still those of forward.
+    const bool redo = keep_ == Keep::layer_inputs && layer < config_.num_layers - 1;
+    if (redo) run_layer(layer, batch_, config_.dropout);
+    layer_backward(config_, parameters_.layers[layer], parameter_gradients_.layers[layer],
+                   a.layers[layer], d, rope_table_.tensor(),
+                   layer_dropout(batch_, config_.dropout, layer), stream_);
+    ready(layer + 1);
+  }
+
+  if (config_.dropout > 0) {
+    kernels::dropout(d.residual, d.residual, embedding_dropout(batch_, config_.dropout), stream_);
+  }
+  kernels::embedding_backward(parameter_gradients_.tokens, parameter_gradients_.positions,
+                              d.residual, batch_.tokens, stream_);
+  ready(0);
+}
+
+void Transformer::Implementation::losses(const Batch& batch, const Tensor& losses) {
+  run_layers(batch, 0);
+  kernels::classifier_loss(losses.reshape({losses.size()}), activations_.final_normed,
+                           parameters_.classifier, batch.targets, stream_);
+}
+
+Transformer::Transformer(const ModelConfig& config, const Options& options)
+    : implementation_(std::make_unique<Implementation>(config, options)) {}
+Transformer::~Transformer() = default;
+
+const ModelConfig& Transformer::config() const { return implementation_->config_; }
+const ParameterTable& Transformer::table() const { return implementation_->table_; }
+Tensor Transformer::weights() const { return implementation_->weights_.tensor(); }
+
+Tensor Transformer::gradients() const {
+  CHECK(implementation_->options_.training);
+  return implementation_->gradients_.tensor();
+}
+
+void Transformer::zero_gradients() { kernels::set_zero(gradients(), implementation_->stream_); }
+
+double Transformer::forward(const Batch& batch, float gradient_scale) {
+  return implementation_->forward(batch, gradient_scale);
+}
+
+void Transformer::backward(const GroupCallback& group_ready) {
+  implementation_->backward(group_ready);
+}
+
+void Transformer::losses(const Batch& batch, const Tensor& losses) {
+  implementation_->losses(batch, losses);
+}
+
+Transformer::Memory Transformer::memory() const {
+  return {.weights = implementation_->weights_.size_bytes(),
+          .gradients = implementation_->gradients_.size_bytes(),
+          .activations = implementation_->activation_bytes()};
+}
+
+}  // namespace lockstep
