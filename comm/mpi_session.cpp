@@ -2,8 +2,10 @@
 
 #include <mpi.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <exception>
+#include <thread>
 
 #include "comm/check_mpi.h"
 #include "comm/mpi_communicator.h"
@@ -60,6 +62,28 @@ std::string MpiSession::library_version() {
   CHECK_MPI(MPI_Get_library_version(text, &length), "asking for the version");
   const std::string version(text, static_cast<size_t>(length));
   return version.substr(0, version.find_first_of(",\n"));  // the rest describes its build
+}
+
+bool MpiSession::under_launcher() {
+  // Open MPI's mpirun, MPICH's and Intel's mpiexec, and PMIx, which srun speaks.
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"}) {
+    if (std::getenv(name) != nullptr) return true;
+  }
+  return false;
+}
+
+bool MpiSession::all_failed(double grace_s) {
+  // A barrier that may be given up. Nothing else uses the world communicator itself after start.
+  MPI_Request request;
+  if (MPI_Ibarrier(MPI_COMM_WORLD, &request) != MPI_SUCCESS) return false;
+  const auto start = std::chrono::steady_clock::now();
+  for (int done = 0;;) {
+    if (MPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) return false;
+    if (done) return true;
+    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
+    if (waited.count() > grace_s) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
 }
 
 void MpiSession::abort(int exit_code) {

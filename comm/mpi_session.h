@@ -23,6 +23,13 @@ class MpiSession {
   std::string host() const;
   static std::string library_version();
 
+  // Whether mpirun, or srun with PMI, started this process: told by the environment, before MPI is.
+  static bool under_launcher();
+
+  // To be called by a worker that failed: true when every worker does so within grace_s seconds.
+  // Then all can leave in good order; otherwise the others know nothing of it, and abort() is due.
+  bool all_failed(double grace_s = 2);
+
   // Ends every worker with this exit code, now. For one worker's failure that the others cannot
   // know of.
   [[noreturn]] void abort(int exit_code);

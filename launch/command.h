@@ -1,0 +1,36 @@
+#pragma once
+#include <string>
+#include <vector>
+
+#include "comm/mpi_session.h"
+#include "core/check.h"
+#include "launch/options.h"
+
+namespace lockstep::launch {
+
+using Arguments = std::vector<std::string>;
+
+// A subcommand. Under mpirun every worker runs it; those that are not collective get a session of
+// one worker or none.
+struct Command {
+  std::string name, summary;
+  bool collective;  // works on several workers; `session` is never null then
+  ExitCode (*run)(const Arguments& arguments, MpiSession* session);
+};
+
+ExitCode run_prepare(const Arguments& arguments, MpiSession* session);
+ExitCode run_train(const Arguments& arguments, MpiSession* session);
+ExitCode run_generate(const Arguments& arguments, MpiSession* session);
+ExitCode run_evaluate(const Arguments& arguments, MpiSession* session);
+ExitCode run_checkpoint(const Arguments& arguments, MpiSession* session);
+ExitCode run_doctor(const Arguments& arguments, MpiSession* session);
+
+inline bool first_worker(const MpiSession* session) {
+  return session == nullptr || session->rank() == 0;
+}
+
+bool wants_help(const Arguments& arguments);
+// Parses, or prints the help on the first worker and returns false.
+bool parse_or_help(OptionTable& table, const Arguments& arguments, const MpiSession* session);
+
+}  // namespace lockstep::launch

@@ -1,0 +1,148 @@
+#include "launch/machine.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+namespace lockstep::launch {
+namespace {
+
+std::string first_line(const std::string& file) {
+  std::ifstream in(file);
+  std::string line;
+  std::getline(in, line);
+  return line;
+}
+
+// The value of "key   : value" or "key:  value", as /proc writes them.
+std::string proc_value(const std::string& file, const std::string& key) {
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) {
+    const auto colon = line.find(':');
+    if (!line.starts_with(key) || colon == std::string::npos) continue;
+    const auto begin = line.find_first_not_of(" \t", colon + 1);
+    return begin == std::string::npos ? "" : line.substr(begin);
+  }
+  return "";
+}
+
+// A set that grows with the machine: sched_getaffinity refuses one that is too small.
+std::vector<int> allowed_cpus() {
+  for (int capacity = 1024; capacity <= (1 << 20); capacity *= 4) {
+    cpu_set_t* set = CPU_ALLOC(static_cast<size_t>(capacity));
+    const size_t bytes = CPU_ALLOC_SIZE(static_cast<size_t>(capacity));
+    std::vector<int> cpus;
+    const bool known = sched_getaffinity(0, bytes, set) == 0;
+    for (int i = 0; known && i < capacity; i++) {
+      if (CPU_ISSET_S(static_cast<size_t>(i), bytes, set)) cpus.push_back(i);
+    }
+    CPU_FREE(set);
+    if (known) return cpus;
+  }
+  return {0};
+}
+
+// Hardware threads of one core share the name of the first.
+std::vector<int> cores_of(const std::vector<int>& cpus) {
+  std::set<int> cores;
+  for (const int cpu : cpus) {
+    const auto siblings =
+        first_line(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
+    cores.insert(siblings.empty() ? cpu : std::atoi(siblings.c_str()));
+  }
+  return {cores.begin(), cores.end()};
+}
+
+// Limits of the container (control groups, version 2 and 1).
+double cpu_quota() {
+  std::istringstream v2(first_line("/sys/fs/cgroup/cpu.max"));
+  double quota = 0, period = 0;
+  if (v2 >> quota >> period && period > 0) return quota / period;  // "max 100000": no limit
+  quota = std::atof(first_line("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").c_str());
+  period = std::atof(first_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us").c_str());
+  return quota > 0 && period > 0 ? quota / period : 0;
+}
+
+int64_t memory_limit() {
+  for (const char* file :
+       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    const int64_t limit = std::atoll(first_line(file).c_str());
+    if (limit > 0) return limit;
+  }
+  return 0;
+}
+
+std::string widest_instruction_set() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) {
+    return __builtin_cpu_supports("avx512bf16") ? "AVX-512 with bf16" : "AVX-512";
+  }
+  return __builtin_cpu_supports("avx2") ? "AVX2" : "SSE2";
+#else
+  return "baseline of this processor family";
+#endif
+}
+
+}  // namespace
+
+Machine this_machine() {
+  Machine machine;
+  const auto cpus = allowed_cpus();
+  machine.cores = cores_of(cpus);
+  machine.hardware_threads = static_cast<int>(cpus.size());
+  machine.quota = cpu_quota();
+  machine.processor = proc_value("/proc/cpuinfo", "model name");
+  if (machine.processor.empty()) machine.processor = "unknown processor";
+  machine.instruction_set = widest_instruction_set();
+  const auto kib = [](const char* key) {
+    return int64_t{1024} * std::atoll(proc_value("/proc/meminfo", key).c_str());
+  };
+  machine.memory_bytes = kib("MemTotal");
+  machine.memory_free_bytes = kib("MemAvailable");
+  if (const int64_t limit = memory_limit(); limit > 0 && limit < machine.memory_bytes) {
+    machine.memory_bytes = limit;
+    machine.memory_free_bytes = std::min(machine.memory_free_bytes, limit);
+  }
+  return machine;
+}
+
+int default_threads(const Machine& machine, MpiSession& session) {
+  // What every worker may run on: "host core core ...", a line a worker.
+  std::string mine = session.host();
+  for (const int core : machine.cores) mine += fmt::format(" {}", core);
+  std::string all = fmt::format("{}", fmt::join(session.world().gather(mine), "\n"));
+  session.world().broadcast(all, 0);
+
+  std::vector<int> workers_of_core(static_cast<size_t>(machine.cores.back()) + 1, 0);
+  std::istringstream lines(all);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string host;
+    words >> host;
+    if (host != session.host()) continue;
+    for (size_t core; words >> core;) {
+      if (core < workers_of_core.size()) workers_of_core[core]++;
+    }
+  }
+  double share = 0;
+  for (const int core : machine.cores) {
+    share += 1.0 / std::max(1, workers_of_core[static_cast<size_t>(core)]);
+  }
+  if (machine.quota > 0) share = std::min(share, machine.quota / session.local_size());
+  return std::max(1, static_cast<int>(std::floor(share + 1e-6)));
+}
+
+std::string size_text(int64_t bytes) {
+  const char* units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+  double value = static_cast<double>(bytes);
+  size_t unit = 0;
+  for (; value >= 1024 && unit + 1 < std::size(units); unit++) value /= 1024;
+  return unit == 0 ? fmt::format("{} bytes", bytes) : fmt::format("{:.1f} {}", value, units[unit]);
+}
+
+}  // namespace lockstep::launch

@@ -1,0 +1,30 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "comm/mpi_session.h"
+
+// What the operating system says about this machine and this worker's share of it.
+namespace lockstep::launch {
+
+struct Machine {
+  std::string processor;          // "AMD EPYC 9575F 64-Core Processor"
+  std::string instruction_set;    // the widest that kernels use: "AVX-512 with bf16", "AVX2"
+  std::vector<int> cores;         // physical cores that this process may run on
+  int hardware_threads = 0;       // that it may run on
+  double quota = 0;               // cores' worth of time that a container allows; 0: no limit
+  int64_t memory_bytes = 0;       // of the machine, or the container's limit
+  int64_t memory_free_bytes = 0;  // available without swapping
+};
+
+Machine this_machine();
+
+// Physical cores divided by the workers that share them, at least 1. Workers that mpirun bound to
+// cores of their own share nothing. Collective.
+int default_threads(const Machine& machine, MpiSession& session);
+
+// "1.5 GiB"
+std::string size_text(int64_t bytes);
+
+}  // namespace lockstep::launch

@@ -1,0 +1,205 @@
+#include "launch/program.h"
+
+#include <spdlog/pattern_formatter.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <new>
+#include <optional>
+
+#include "comm/agreement.h"
+#include "launch/command.h"
+
+namespace lockstep::launch {
+namespace {
+
+const std::vector<Command>& commands() {
+  static const std::vector<Command> all = {
+      {"doctor", "what this machine has, what that means for training, what to mend", true,
+       run_doctor},
+  };
+  return all;
+}
+
+std::string overview() {
+  std::string text =
+      "Usage: lockstep COMMAND [OPTION]...\n"
+      "\n"
+      "Trains transformer language models on one machine or many (with mpirun or Slurm), from raw\n"
+      "text to a scored model.\n"
+      "\n"
+      "Commands:\n";
+  for (const Command& command : commands()) {
+    text += fmt::format("  {:<12}{}\n", command.name, command.summary);
+  }
+  text +=
+      "\n"
+      "'lockstep help COMMAND' or 'lockstep COMMAND --help' lists a command's options.\n"
+      "\n"
+      "For example:\n"
+      "  lockstep prepare --input texts/ --output data\n"
+      "  mpirun -np 2 lockstep train --data data --run run\n"
+      "  lockstep generate --checkpoint run --prompt \"Once upon a time\"\n"
+      "\n"
+      "Exit codes: 0 done; 1 'checkpoint diff' found a difference; 2 wrong usage or "
+      "configuration;\n"
+      "3 unusable data or checkpoint; 4 device or communication failure; 75 stopped on request,\n"
+      "after saving (run it again to go on).\n";
+  return text;
+}
+
+const Command& find_command(const std::string& name) {
+  std::vector<std::string> names;
+  for (const Command& command : commands()) {
+    if (command.name == name) return command;
+    names.push_back(command.name);
+  }
+  const auto near = nearest(name, names);
+  if (near) throw UsageError("unknown command '{}'; did you mean {}?", name, *near);
+  throw UsageError("unknown command '{}'; there are {}", name, fmt::join(names, ", "));
+}
+
+// "warning: " before warnings, nothing before progress and notes.
+class LevelPrefix : public spdlog::custom_flag_formatter {
+ public:
+  void format(const spdlog::details::log_msg& message, const std::tm&,
+              spdlog::memory_buf_t& out) override {
+    std::string_view prefix;
+    if (message.level == spdlog::level::warn) prefix = "warning: ";
+    if (message.level >= spdlog::level::err) prefix = "error: ";
+    out.append(prefix.data(), prefix.data() + prefix.size());
+  }
+  std::unique_ptr<custom_flag_formatter> clone() const override {
+    return std::make_unique<LevelPrefix>();
+  }
+};
+
+// Notes go to stderr, results to stdout.
+void start_logging() {
+  auto formatter = std::make_unique<spdlog::pattern_formatter>();
+  formatter->add_flag<LevelPrefix>('L').set_pattern("%^%L%$%v");
+  auto logger = spdlog::stderr_color_mt("lockstep");
+  logger->set_formatter(std::move(formatter));
+  spdlog::set_default_logger(logger);
+}
+
+struct Failure {
+  ExitCode code;
+  std::string message;
+  bool shared;  // every worker is known to have it
+};
+
+Failure describe(const std::exception_ptr& exception) {
+  try {
+    std::rethrow_exception(exception);
+  } catch (const SharedError& error) {
+    return {error.exit_code(), error.what(), true};
+  } catch (const Error& error) {
+    return {error.exit_code(), error.what(), false};
+  } catch (const std::bad_alloc&) {
+    return {ExitCode::device,
+            "out of memory; make --micro-batch-size or the model smaller, or add --recompute",
+            false};
+  } catch (const std::filesystem::filesystem_error& error) {
+    return {ExitCode::data, fmt::format("{}: {}", error.path1().string(), error.code().message()),
+            false};
+  } catch (const std::exception& error) {
+    return {ExitCode::device, fmt::format("internal error, please report it: {}", error.what()),
+            false};
+  }
+}
+
+void print_error(const std::string& command, const std::string& message) {
+  spdlog::default_logger()->flush();
+  std::fflush(stdout);
+  fmt::print(stderr, "{}: {}\n", command, message);
+}
+
+// One worker prints what all share. A failure of one worker alone ends the others too, because they
+// wait for it in some collective operation.
+int report(const Failure& failure, const std::string& command, MpiSession* session) {
+  const int code = static_cast<int>(failure.code);
+  if (session == nullptr || session->size() == 1) {
+    print_error(command, failure.message);
+  } else if (failure.shared || session->all_failed()) {
+    if (session->rank() == 0) print_error(command, failure.message);
+  } else {
+    print_error(command, fmt::format("worker {} on {}: {}", session->rank(), session->host(),
+                                     failure.message));
+    session->abort(code);
+  }
+  return code;
+}
+
+int run_command(const Command& command, const Arguments& arguments, int argc, char** argv) {
+  const std::string shown = "lockstep " + command.name;
+  std::optional<MpiSession> session;
+  MpiSession* workers = nullptr;
+  try {
+    if (MpiSession::under_launcher() || (command.collective && !wants_help(arguments))) {
+      workers = &session.emplace(&argc, &argv);
+      if (workers->rank() != 0) spdlog::set_level(spdlog::level::err);
+    }
+    if (workers != nullptr && workers->size() > 1 && !command.collective &&
+        !wants_help(arguments)) {
+      throw SharedError(ExitCode::usage,
+                        fmt::format("{} runs as one process; start it without mpirun", shown));
+    }
+    const ExitCode code = command.run(arguments, workers);
+    if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
+      throw DataError("standard output cannot be written; is the disk full?");
+    }
+    return static_cast<int>(code);
+  } catch (...) {
+    return report(describe(std::current_exception()), shown, workers);
+  }
+}
+
+}  // namespace
+
+bool wants_help(const Arguments& arguments) {
+  return std::any_of(arguments.begin(), arguments.end(),
+                     [](const std::string& a) { return a == "--help" || a == "-h"; });
+}
+
+bool parse_or_help(OptionTable& table, const Arguments& arguments, const MpiSession* session) {
+  if (wants_help(arguments)) {
+    if (first_worker(session)) fmt::print("{}", table.help());
+    return false;
+  }
+  table.parse(arguments);
+  return true;
+}
+
+int run_program(int argc, char** argv) {
+  start_logging();
+  Arguments arguments(argv + 1, argv + argc);
+  const std::string first = arguments.empty() ? "--help" : arguments.front();
+  if (arguments.empty()) {
+    fmt::print(stderr, "{}", overview());
+    return static_cast<int>(ExitCode::usage);
+  }
+  if (first == "--version") {
+    fmt::print("lockstep {}\n", LOCKSTEP_VERSION);
+    return 0;
+  }
+  arguments.erase(arguments.begin());
+  if (first == "--help" || first == "-h" || (first == "help" && arguments.empty())) {
+    fmt::print("{}", overview());
+    return 0;
+  }
+  try {
+    if (first != "help") return run_command(find_command(first), arguments, argc, argv);
+    const Command& command = find_command(arguments.front());
+    arguments.front() = "--help";
+    return run_command(command, arguments, argc, argv);
+  } catch (const Error& error) {
+    print_error("lockstep", error.what());
+    return static_cast<int>(error.exit_code());
+  }
+}
+
+}  // namespace lockstep::launch
