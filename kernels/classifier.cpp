@@ -1,0 +1,165 @@
+#include "kernels/classifier.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/thread_pool.h"
+#include "kernels/cpu/math.h"
+#include "kernels/cpu/products.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/matmul.h"
+
+namespace lockstep::kernels::cpu {
+namespace {
+
+// Tokens a chunk: as many as have kLogitsBytes of logits, in whole pieces of the product. Fewer
+// would read and write the weight and its gradient more often than the products take.
+constexpr int64_t kLogitsBytes = 64 << 20;
+constexpr int64_t kMaxChunk = 1024;
+
+int64_t chunk_rows(int64_t vocab_size) {
+  const int64_t rows = kLogitsBytes / (vocab_size * size_bytes(DType::fp32));
+  return std::clamp(rows / kRowPiece * kRowPiece, kRowPiece, kMaxChunk);
+}
+
+// Maxima of kLanes interleaved runs; a plain maximum of floats does not vectorise. NaN is passed
+// over: it comes back in the sum of exponentials.
+constexpr int64_t kLanes = 64;
+
+LOCKSTEP_CLONES float maximum(const float* x, int64_t n) {
+  float lanes[kLanes];
+  for (float& lane : lanes) lane = -std::numeric_limits<float>::infinity();
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma omp simd
+    for (int64_t k = 0; k < kLanes; k++) lanes[k] = x[i + k] > lanes[k] ? x[i + k] : lanes[k];
+  }
+  float result = -std::numeric_limits<float>::infinity();
+  for (; i < n; i++) result = x[i] > result ? x[i] : result;
+  for (float lane : lanes) result = lane > result ? lane : result;
+  return result;
+}
+
+// x = exp(x - shift); returns the sum.
+LOCKSTEP_CLONES double exponentials(float* x, float shift, int64_t n) {
+  constexpr int64_t kRun = 2048;  // summed in fp32, in lanes; runs are joined in float64
+  double total = 0;
+  for (int64_t first = 0; first < n; first += kRun) {
+    float sum = 0;
+    const int64_t end = std::min(n, first + kRun);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = first; i < end; i++) {
+      x[i] = math::exp(x[i] - shift);
+      sum += x[i];
+    }
+    total += sum;
+  }
+  return total;
+}
+
+template <class T>
+LOCKSTEP_CLONES void scaled(T* out, const float* x, float scale, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) out[i] = from_float<T>(x[i] * scale);
+}
+
+// Loss of a row of logits, which become exponentials, of sum `sum`.
+float row_loss(float* logits, int64_t vocab_size, int32_t target, double* sum) {
+  const float shift = maximum(logits, vocab_size);
+  const double target_logit = logits[target];
+  *sum = exponentials(logits, shift, vocab_size);
+  return static_cast<float>(std::log(*sum) + shift - target_logit);
+}
+
+void check_shapes(const Tensor& losses, const Tensor& x, const Tensor& weight,
+                  const Tensor& targets) {
+  CHECK(losses.size() == x.rows() && targets.size() == x.rows() && x.cols() == weight.cols(),
+        "losses {}, targets {}, x {}, weight {}", losses.shape().to_string(),
+        targets.shape().to_string(), x.shape().to_string(), weight.shape().to_string());
+  CHECK(x.dtype() == weight.dtype() && losses.dtype() == DType::fp32);
+}
+
+// Calls body(first_row, end_row, logits) for each chunk.
+template <class Body>
+void for_chunks(const Tensor& x, const Tensor& weight, Body body) {
+  static thread_local Scratch scratch;
+  const int64_t rows = x.rows(), vocab_size = weight.rows(), chunk = chunk_rows(vocab_size);
+  const Tensor x_rows = x.reshape({rows, x.cols()});
+  float* memory = scratch.get<float>(std::min(rows, chunk) * vocab_size);
+  for (int64_t first = 0; first < rows; first += chunk) {
+    const int64_t end = std::min(rows, first + chunk);
+    const Tensor logits(memory, DType::fp32, {end - first, vocab_size});
+    product_by_rows(logits, x_rows.slice(first, end), weight, Tensor(), true);
+    body(first, end, logits);
+  }
+}
+
+int32_t checked_target(const Tensor& targets, int64_t row, int64_t vocab_size) {
+  const int32_t target = targets.as<int32_t>()[row];
+  CHECK(target >= -1 && target < vocab_size, "target {} of row {} is not in a vocabulary of {}",
+        target, row, vocab_size);
+  return target;
+}
+
+}  // namespace
+
+void classifier_loss(const Tensor& losses, const Tensor& x, const Tensor& weight,
+                     const Tensor& targets, Stream&) {
+  check_shapes(losses, x, weight, targets);
+  const int64_t vocab_size = weight.rows();
+  for_chunks(x, weight, [&](int64_t first, int64_t end, const Tensor& logits) {
+    parallel_for(end - first, 1, [&](int64_t row, int64_t) {
+      const int32_t target = checked_target(targets, first + row, vocab_size);
+      double sum;
+      losses.as<float>()[first + row] =
+          target < 0 ? 0.0f
+                     : row_loss(logits.as<float>() + row * vocab_size, vocab_size, target, &sum);
+    });
+  });
+}
+
+void classifier_loss_and_gradient(const Tensor& losses, const Tensor& dx, const Tensor& dweight,
+                                  const Tensor& x, const Tensor& weight, const Tensor& targets,
+                                  float scale, Stream&) {
+  check_shapes(losses, x, weight, targets);
+  CHECK(dx.size() == x.size() && dx.dtype() == x.dtype() && dweight.size() == weight.size() &&
+        dweight.dtype() == DType::fp32);
+  static thread_local Scratch narrowed;
+  const int64_t vocab_size = weight.rows(), channels = x.cols();
+  const Tensor x_rows = x.reshape({x.rows(), channels}), dx_rows = dx.reshape(x_rows.shape());
+  for_chunks(x, weight, [&](int64_t first, int64_t end, const Tensor& logits) {
+    // The gradient takes the place of fp32 logits; a smaller type has memory of its own.
+    const bool in_place = x.dtype() == DType::fp32;
+    const Tensor dlogits(
+        in_place ? logits.data() : narrowed.bytes(logits.size() * size_bytes(x.dtype())), x.dtype(),
+        logits.shape());
+    with_float_type(x.dtype(), [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      parallel_for(end - first, 1, [&](int64_t row, int64_t) {
+        float* values = logits.as<float>() + row * vocab_size;
+        T* gradient = dlogits.as<T>() + row * vocab_size;
+        const int32_t target = checked_target(targets, first + row, vocab_size);
+        float& loss = losses.as<float>()[first + row];
+        loss = 0;
+        if (target < 0) return void(std::fill_n(gradient, vocab_size, T{}));
+        double sum;
+        loss = row_loss(values, vocab_size, target, &sum);
+        const float factor = static_cast<float>(scale / sum);
+        const float of_target = values[target] * factor - scale;
+        scaled(gradient, values, factor, vocab_size);
+        gradient[target] = from_float<T>(of_target);
+      });
+    });
+    product_by_rows(dx_rows.slice(first, end), dlogits, weight, Tensor(), false);
+    product_over_rows(dweight, dlogits, x_rows.slice(first, end));
+  });
+}
+
+void classifier_logits(const Tensor& logits, const Tensor& x, const Tensor& weight,
+                       Stream& stream) {
+  linear_forward(logits, x, weight, Tensor(), stream);
+}
+
+}  // namespace lockstep::kernels::cpu
