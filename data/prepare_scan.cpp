@@ -162,6 +162,7 @@ class Scanner {
     plan_.empty += document.blank;
     plan_.duplicate += duplicate;
     const bool drop = document.blank || duplicate;
+    plan_.kept_bytes += drop ? 0 : document.bytes;
     plan_.short_documents += !drop && document.bytes < kShortDocumentBytes;
     plan_.dropped.push_back(drop);
     plan_.validation.push_back(!drop && chosen(document.hash));
@@ -178,9 +179,8 @@ class Scanner {
 
   // Called when fewer than kManyDocuments are kept.
   void cut_stream(double fraction) {
-    int64_t total = 0;
-    for (const InputCut& document : kept_) total += document.offset;
-    auto place = static_cast<int64_t>(std::floor(static_cast<double>(total) * (1 - fraction)));
+    auto place =
+        static_cast<int64_t>(std::floor(static_cast<double>(plan_.kept_bytes) * (1 - fraction)));
     for (const InputCut& document : kept_) {
       if (place < document.offset) {
         plan_.cut = InputCut{document.document, place};

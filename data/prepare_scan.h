@@ -17,6 +17,7 @@ namespace lockstep {
 // validation is the last validation_fraction of the kept bytes, cut at the next line.
 struct InputPlan {
   int64_t documents = 0, bytes = 0;  // of the input, dropped ones included
+  int64_t kept_bytes = 0;
   int64_t empty = 0, duplicate = 0, short_documents = 0;
   bool by_document = false;
   std::optional<InputCut> cut;   // unless by_document or without validation
