@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -22,8 +23,9 @@ struct CheckpointInfo {
   int64_t step = 0;
   ModelConfig model;
   std::string tokenizer_json;
-  // Scalars by name: the trainer's state (updates, tokens, loss_scale, ...) and the options that a
-  // resumed run must not contradict. Each becomes an attribute.
+  // Scalars by name (finite numbers, booleans, text): the trainer's state (updates, tokens,
+  // loss_scale, ...) and the options that a resumed run must not contradict. Each becomes an
+  // attribute.
   nlohmann::json trainer_state = nlohmann::json::object();
   nlohmann::json run_config = nlohmann::json::object();
 };
@@ -38,20 +40,23 @@ struct CheckpointSlice {
 };
 
 // Writes checkpoints of one run in the background, from a copy. Each worker has one. `rank` of
-// `size` workers; the file system is the only thing that they share here.
+// `size` workers; the file system is the only thing that they share here. Rank 0 gives up on the
+// others when one of them reports a failure, or when nothing has been written for `patience`.
 class CheckpointWriter {
  public:
-  CheckpointWriter(std::filesystem::path run_folder, int rank, int size, int keep);
+  CheckpointWriter(std::filesystem::path run_folder, int rank, int size, int keep,
+                   std::chrono::milliseconds patience = std::chrono::minutes(5));
   ~CheckpointWriter();
 
   // Rank 0, before any worker calls save for this step: clears what a dead run left behind and
-  // makes the partial folder. The caller puts a barrier after it.
+  // makes the partial folder. Waits first for a save still under way. The caller puts a barrier
+  // after it.
   void prepare(int64_t step);
 
   // Copies the slice and returns; the rest happens in the background: this worker's shard is
   // written and flushed; rank 0 then waits for all shards, writes the index, checks all, renames
-  // the folder and removes the oldest beyond `keep` (0: keeps all). Waits first for a save still
-  // under way.
+  // the folder and removes the oldest good ones beyond `keep` (0: keeps all). Waits first for a
+  // save still under way. The first thing that goes wrong is thrown by the next call, of any kind.
   void save(const CheckpointInfo& info, const CheckpointSlice& slice);
 
   // Waits for the save under way; on rank 0 it has its final name then. Throws DataError (disk

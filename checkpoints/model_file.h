@@ -1,0 +1,23 @@
+#pragma once
+#include <filesystem>
+#include <functional>
+
+#include "checkpoints/checkpoint.h"
+#include "checkpoints/sealed_file.h"
+
+// model.h5: one file with weights, configuration and tokenizer, without optimizer state.
+namespace lockstep {
+
+// Fills `values` (fp32, of the parameter's shape).
+using ParameterSource = std::function<void(const Parameter& parameter, const Tensor& values)>;
+
+// Writes the file under a temporary name and renames it. Parameters are asked for one by one, in
+// the order of the table. Throws UsageError when `output` exists, DataError when it cannot be
+// written.
+void write_model_file(const std::filesystem::path& output, const CheckpointInfo& info,
+                      const ParameterSource& source);
+
+// Opens one and checks that it holds every parameter of its configuration, in order.
+SealedFile open_model_file(const std::filesystem::path& path);
+
+}  // namespace lockstep

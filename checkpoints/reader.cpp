@@ -1,0 +1,158 @@
+#include <algorithm>
+#include <array>
+#include <mutex>
+
+#include "checkpoints/checkpoint.h"
+#include "checkpoints/model_file.h"
+#include "checkpoints/step_folder.h"
+#include "core/check.h"
+#include "core/thread_pool.h"
+
+namespace lockstep {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Where a run of a flat buffer stands: data()[index] of a file.
+struct Run {
+  int64_t begin, end;  // elements of the flat buffer
+  size_t file, index;
+};
+
+void convert(const Tensor& from, const Tensor& to) {
+  constexpr int64_t kGrain = int64_t{1} << 18;
+  const auto* source = from.as<float>();
+  with_float_type(to.dtype(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T* target = to.as<T>();
+    parallel_for(to.size(), kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) target[i] = from_float<T>(source[i]);
+    });
+  });
+}
+
+}  // namespace
+
+class Checkpoint::Implementation {
+ public:
+  // A step folder: its shards are opened when a read first needs them.
+  explicit Implementation(StepFolder folder)
+      : path_(folder.path()),
+        info_(folder.info()),
+        table_(info_.model),
+        folder_(std::move(folder)) {
+    for (const Shard& shard : folder_->shards()) {
+      folder_->check_size(shard);
+      for (size_t kind = 0; kind < runs_.size(); kind++) {
+        runs_[kind].push_back({shard.begin, shard.end, files_.size(), kind});
+      }
+      files_.emplace_back();
+    }
+  }
+
+  // A file with weights alone.
+  explicit Implementation(SealedFile file)
+      : path_(file.path()), info_(info_from(file)), table_(info_.model) {
+    for (size_t i = 0; i < table_.parameters().size(); i++) {
+      const Parameter& parameter = table_.parameters()[i];
+      runs_[0].push_back({parameter.offset, parameter.end(), 0, i});
+    }
+    files_.push_back(std::make_unique<SealedFile>(std::move(file)));
+  }
+
+  const fs::path& path() const { return path_; }
+  const CheckpointInfo& info() const { return info_; }
+  const ParameterTable& table() const { return table_; }
+  bool has_optimizer_state() const { return folder_.has_value(); }
+
+  void read(FlatKind kind, int64_t begin, const Tensor& out) {
+    CHECK(out.device() == Device::cpu);
+    CHECK(kind == FlatKind::weights || has_optimizer_state(), "{} has no optimizer state",
+          path_.string());
+    CHECK(0 <= begin && begin + out.size() <= table_.size(), "elements {} to {} of {}", begin,
+          begin + out.size(), table_.size());
+    if (out.dtype() == DType::fp32) return read_floats(kind, begin, out.as<float>(), out.size());
+    constexpr int64_t kPiece = int64_t{1} << 23;  // elements: 32 MiB at a time
+    const Buffer floats(DType::fp32, {std::min(kPiece, out.size())});
+    const Tensor flat = out.reshape({out.size()});
+    for (int64_t at = 0; at < out.size(); at += kPiece) {
+      const int64_t count = std::min(kPiece, out.size() - at);
+      const Tensor piece = floats.tensor().slice(0, count);
+      read_floats(kind, begin + at, piece.as<float>(), count);
+      convert(piece, flat.slice(at, at + count));
+    }
+  }
+
+ private:
+  void read_floats(FlatKind kind, int64_t begin, float* out, int64_t count) {
+    const std::vector<Run>& runs = runs_[static_cast<size_t>(kind)];
+    auto run = std::upper_bound(runs.begin(), runs.end(), begin,
+                                [](int64_t at, const Run& r) { return at < r.end; });
+    for (int64_t at = begin; at < begin + count; ++run) {
+      const int64_t end = std::min(begin + count, run->end);
+      const auto bytes = static_cast<size_t>(end - at) * sizeof(float);
+      file(run->file).read(run->index, static_cast<uint64_t>(at - run->begin) * sizeof(float),
+                           {reinterpret_cast<std::byte*>(out + (at - begin)), bytes});
+      at = end;
+    }
+  }
+
+  const SealedFile& file(size_t i) {
+    std::lock_guard lock(mutex_);
+    if (!files_[i]) {
+      files_[i] = std::make_unique<SealedFile>(folder_->open_shard(folder_->shards()[i]));
+    }
+    return *files_[i];
+  }
+
+  fs::path path_;
+  CheckpointInfo info_;
+  ParameterTable table_;
+  std::optional<StepFolder> folder_;
+  std::array<std::vector<Run>, 3> runs_;  // by FlatKind, ascending
+  std::mutex mutex_;                      // of files_
+  std::vector<std::unique_ptr<SealedFile>> files_;
+};
+
+Checkpoint Checkpoint::open(const fs::path& path) {
+  const auto step_folder = [](const fs::path& folder) {
+    return Checkpoint(std::make_unique<Implementation>(StepFolder(folder)));
+  };
+  if (path.filename().string().starts_with(".step-")) {
+    throw DataError("{} was never completed: use another checkpoint", path.string());
+  }
+  std::error_code error;
+  if (!fs::is_directory(path, error)) {
+    if (path.filename() == kIndexName) return step_folder(path.parent_path());
+    return Checkpoint(std::make_unique<Implementation>(open_model_file(path)));
+  }
+  if (fs::exists(path / "checkpoints", error)) {
+    const std::optional<fs::path> newest = newest_good_checkpoint(path);
+    if (!newest) throw DataError("{} holds no checkpoint yet", path.string());
+    return step_folder(*newest);
+  }
+  if (!fs::exists(path / kIndexName, error)) {
+    const bool hugging_face = fs::exists(path / "config.json", error);
+    throw DataError("{} is not a checkpoint: it holds no {}{}", path.string(), kIndexName,
+                    hugging_face ? "; to use this Hugging Face folder, run `lockstep checkpoint "
+                                   "import` on it first"
+                                 : "");
+  }
+  return step_folder(path);
+}
+
+Checkpoint::Checkpoint(std::unique_ptr<Implementation> implementation)
+    : implementation_(std::move(implementation)) {}
+Checkpoint::~Checkpoint() = default;
+Checkpoint::Checkpoint(Checkpoint&&) noexcept = default;
+Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
+
+const fs::path& Checkpoint::path() const { return implementation_->path(); }
+const CheckpointInfo& Checkpoint::info() const { return implementation_->info(); }
+const ParameterTable& Checkpoint::table() const { return implementation_->table(); }
+bool Checkpoint::has_optimizer_state() const { return implementation_->has_optimizer_state(); }
+void Checkpoint::read(FlatKind kind, int64_t begin, const Tensor& out) const {
+  implementation_->read(kind, begin, out);
+}
+
+}  // namespace lockstep
