@@ -50,6 +50,17 @@ class Descriptor {
   int fd_;
 };
 
+void write_and_flush(Descriptor& file, const fs::path& path, std::string_view content) {
+  for (std::string_view rest = content; !rest.empty();) {
+    const ssize_t n = ::write(file.get(), rest.data(), rest.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail("write", path);
+    rest.remove_prefix(static_cast<size_t>(n));
+  }
+  if (::fsync(file.get()) != 0) fail("flush", path);
+  file.close();
+}
+
 }  // namespace
 
 std::string read_file(const fs::path& path) {
@@ -70,15 +81,13 @@ std::string read_file(const fs::path& path) {
 void write_file_atomically(const fs::path& path, std::string_view content) {
   const fs::path temporary = path.string() + ".tmp";
   Descriptor file(temporary, O_WRONLY | O_CREAT | O_TRUNC);
-  for (std::string_view rest = content; !rest.empty();) {
-    const ssize_t n = ::write(file.get(), rest.data(), rest.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail("write", temporary);
-    rest.remove_prefix(static_cast<size_t>(n));
+  try {
+    write_and_flush(file, temporary, content);
+    if (::rename(temporary.c_str(), path.c_str()) != 0) fail("rename", temporary);
+  } catch (...) {
+    ::unlink(temporary.c_str());  // a full disk needs the room
+    throw;
   }
-  if (::fsync(file.get()) != 0) fail("flush", temporary);
-  file.close();
-  if (::rename(temporary.c_str(), path.c_str()) != 0) fail("rename", temporary);
   flush_to_disk(path.has_parent_path() ? path.parent_path() : fs::path("."));
 }
 

@@ -11,7 +11,7 @@ namespace lockstep {
 std::string read_file(const std::filesystem::path& path);
 
 // Writes a temporary file beside `path`, flushes it to disk, and renames it: a reader sees the old
-// content or the new, never a part.
+// content or the new, never a part. Where that fails the temporary file is removed.
 void write_file_atomically(const std::filesystem::path& path, std::string_view content);
 
 // Flushes a file's or a folder's entries to disk.

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,8 @@ class Dataset {
   const TokenStream& split(const std::string& name) const;
 
  private:
+  static TokenStream open_split(const std::filesystem::path& folder, const std::string& name,
+                                const nlohmann::json& description, int64_t vocab_size);
   std::filesystem::path folder_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::string tokenizer_json_;

@@ -12,6 +12,9 @@
 
 namespace lockstep {
 
+// Bytes of text under way that keep so many threads busy.
+inline int64_t pipeline_bytes(int threads) { return (int64_t{threads} + 2) << 20; }
+
 // produce -> transform -> consume, for a stream of items that does not fit into memory. Worker
 // threads take turns to produce, one at a time and in order; they transform at the same time; the
 // calling thread consumes in the order of production. So results do not depend on the number of

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "core/thread_pool.h"
-#include "kernels/cpu/math.h"
 #include "kernels/cpu/products.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/softmax.h"
 #include "kernels/matmul.h"
 
 namespace lockstep::kernels::cpu {
@@ -24,41 +24,6 @@ int64_t chunk_rows(int64_t vocab_size) {
   return std::clamp(rows / kRowPiece * kRowPiece, kRowPiece, kMaxChunk);
 }
 
-// Maxima of kLanes interleaved runs; a plain maximum of floats does not vectorise. NaN is passed
-// over: it comes back in the sum of exponentials.
-constexpr int64_t kLanes = 64;
-
-LOCKSTEP_CLONES float maximum(const float* x, int64_t n) {
-  float lanes[kLanes];
-  for (float& lane : lanes) lane = -std::numeric_limits<float>::infinity();
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-#pragma omp simd
-    for (int64_t k = 0; k < kLanes; k++) lanes[k] = x[i + k] > lanes[k] ? x[i + k] : lanes[k];
-  }
-  float result = -std::numeric_limits<float>::infinity();
-  for (; i < n; i++) result = x[i] > result ? x[i] : result;
-  for (float lane : lanes) result = lane > result ? lane : result;
-  return result;
-}
-
-// x = exp(x - shift); returns the sum.
-LOCKSTEP_CLONES double exponentials(float* x, float shift, int64_t n) {
-  constexpr int64_t kRun = 2048;  // summed in fp32, in lanes; runs are joined in float64
-  double total = 0;
-  for (int64_t first = 0; first < n; first += kRun) {
-    float sum = 0;
-    const int64_t end = std::min(n, first + kRun);
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = first; i < end; i++) {
-      x[i] = math::exp(x[i] - shift);
-      sum += x[i];
-    }
-    total += sum;
-  }
-  return total;
-}
-
 template <class T>
 LOCKSTEP_CLONES void scaled(T* out, const float* x, float scale, int64_t n) {
 #pragma omp simd
@@ -69,7 +34,7 @@ LOCKSTEP_CLONES void scaled(T* out, const float* x, float scale, int64_t n) {
 float row_loss(float* logits, int64_t vocab_size, int32_t target, double* sum) {
   const float shift = maximum(logits, vocab_size);
   const double target_logit = logits[target];
-  *sum = exponentials(logits, shift, vocab_size);
+  *sum = exponentials(logits, 1.0f, shift, vocab_size);
   return static_cast<float>(std::log(*sum) + shift - target_logit);
 }
 

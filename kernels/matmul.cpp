@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/thread_pool.h"
+#include "kernels/cpu/dots.h"
 #include "kernels/cpu/products.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/simd.h"
@@ -13,50 +14,19 @@ namespace {
 // Up to this many rows, reading the weight is what costs: rows are multiplied one by one.
 constexpr int64_t kFewRows = 4;
 
-// sum_i x[i] * w[j * stride + i] for j < 4.
-template <class T>
-LOCKSTEP_CLONES void four_dots(float* out, const T* x, const T* w, int64_t stride, int64_t n) {
-  float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-  for (int64_t i = 0; i < n; i++) {
-    const float v = to_float(x[i]);
-    s0 += v * to_float(w[i]);
-    s1 += v * to_float(w[stride + i]);
-    s2 += v * to_float(w[2 * stride + i]);
-    s3 += v * to_float(w[3 * stride + i]);
-  }
-  out[0] = s0, out[1] = s1, out[2] = s2, out[3] = s3;
-}
-
 template <class T>
 void forward_few_rows(const Tensor& y, const T* x, const T* weight, const T* bias, int64_t rows,
                       int64_t inputs, int64_t outputs) {
-  constexpr int64_t kOutputs = 4;
-  const int64_t groups = (outputs + kOutputs - 1) / kOutputs;
-  const int64_t grain = std::max<int64_t>(1, kElementGrain / (inputs * kOutputs));
-  parallel_for(groups, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin * kOutputs; first < std::min(end * kOutputs, outputs);
-         first += kOutputs) {
-      const int64_t count = std::min(kOutputs, outputs - first);
-      for (int64_t n = 0; n < rows; n++) {
-        float sums[kOutputs];
-        if (count == kOutputs) {
-          four_dots(sums, x + n * inputs, weight + first * inputs, inputs, inputs);
-        } else {
-          for (int64_t o = 0; o < count; o++) {
-            float same[kOutputs];  // the same row four times
-            four_dots(same, x + n * inputs, weight + (first + o) * inputs, 0, inputs);
-            sums[o] = same[0];
-          }
-        }
-        if (bias != nullptr) {
-          for (int64_t o = 0; o < count; o++) sums[o] += to_float(bias[first + o]);
-        }
-        with_float_type(y.dtype(), [&](auto tag) {
-          using Y = typename decltype(tag)::type;
-          narrow(y.as<Y>() + n * outputs + first, sums, count);
-        });
-      }
+  constexpr int64_t kOutputs = 16;  // a task
+  parallel_for(outputs, kOutputs, [&](int64_t first, int64_t end) {
+    for (int64_t n = 0; n < rows; n++) {
+      float sums[kOutputs];
+      dots(sums, x + n * inputs, weight + first * inputs, inputs, end - first, inputs);
+      for (int64_t o = first; bias != nullptr && o < end; o++) sums[o - first] += to_float(bias[o]);
+      with_float_type(y.dtype(), [&](auto tag) {
+        using Y = typename decltype(tag)::type;
+        narrow(y.as<Y>() + n * outputs + first, sums, end - first);
+      });
     }
   });
 }

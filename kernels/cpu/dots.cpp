@@ -1,0 +1,73 @@
+#include "kernels/cpu/dots.h"
+
+#include <algorithm>
+
+#include "core/dtype.h"
+#include "kernels/cpu/simd.h"
+
+namespace lockstep::kernels::cpu {
+namespace {
+
+// Four rows at a time hide the latency of addition.
+constexpr int64_t kRows = 4;
+
+template <class T>
+LOCKSTEP_CLONES void four_dots(float* out, const T* x, const T* a, const T* b, const T* c,
+                               const T* d, int64_t n) {
+  float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+  for (int64_t i = 0; i < n; i++) {
+    const float v = to_float(x[i]);
+    s0 += v * to_float(a[i]);
+    s1 += v * to_float(b[i]);
+    s2 += v * to_float(c[i]);
+    s3 += v * to_float(d[i]);
+  }
+  out[0] = s0, out[1] = s1, out[2] = s2, out[3] = s3;
+}
+
+template <class T>
+LOCKSTEP_CLONES void add_four(float* out, const float* weights, const T* a, const T* b, const T* c,
+                              const T* d, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    out[i] += weights[0] * to_float(a[i]) + weights[1] * to_float(b[i]) +
+              (weights[2] * to_float(c[i]) + weights[3] * to_float(d[i]));
+  }
+}
+
+}  // namespace
+
+// A short last group has its last row several times, with weight 0 in a sum.
+
+template <class T>
+void dots(float* out, const T* x, const T* rows, int64_t stride, int64_t count, int64_t n) {
+  for (int64_t j = 0; j < count; j += kRows) {
+    const auto row = [&](int64_t k) { return rows + std::min(j + k, count - 1) * stride; };
+    float sums[kRows];
+    four_dots(sums, x, row(0), row(1), row(2), row(3), n);
+    std::copy_n(sums, std::min(kRows, count - j), out + j);
+  }
+}
+
+template <class T>
+void weighted_sum(float* out, const float* weights, const T* rows, int64_t stride, int64_t count,
+                  int64_t n) {
+  std::fill_n(out, n, 0.0f);
+  for (int64_t j = 0; j < count; j += kRows) {
+    const auto row = [&](int64_t k) { return rows + std::min(j + k, count - 1) * stride; };
+    float of_rows[kRows] = {};
+    std::copy_n(weights + j, std::min(kRows, count - j), of_rows);
+    add_four(out, of_rows, row(0), row(1), row(2), row(3), n);
+  }
+}
+
+#define LOCKSTEP_INSTANTIATE(T)                                              \
+  template void dots(float*, const T*, const T*, int64_t, int64_t, int64_t); \
+  template void weighted_sum(float*, const float*, const T*, int64_t, int64_t, int64_t);
+LOCKSTEP_INSTANTIATE(float)
+LOCKSTEP_INSTANTIATE(bf16)
+LOCKSTEP_INSTANTIATE(fp16)
+#undef LOCKSTEP_INSTANTIATE
+
+}  // namespace lockstep::kernels::cpu

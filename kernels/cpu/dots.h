@@ -1,0 +1,17 @@
+#pragma once
+#include <cstdint>
+
+// Products of one row with a few others, at the speed of memory: for generation, where a token at a
+// time goes through the model. Sums are fp32; their order depends on n alone.
+namespace lockstep::kernels::cpu {
+
+// out[j] = sum_i x[i] * rows[j * stride + i], for j < count, i < n.
+template <class T>
+void dots(float* out, const T* x, const T* rows, int64_t stride, int64_t count, int64_t n);
+
+// out[i] = sum_j weights[j] * rows[j * stride + i], for j < count, i < n.
+template <class T>
+void weighted_sum(float* out, const float* weights, const T* rows, int64_t stride, int64_t count,
+                  int64_t n);
+
+}  // namespace lockstep::kernels::cpu

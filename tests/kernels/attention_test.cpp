@@ -1,0 +1,324 @@
+#include "kernels/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/thread_pool.h"
+
+namespace lockstep::kernels {
+namespace {
+
+template <class T>
+Tensor tensor(std::vector<T>& values, Shape shape) {
+  if (values.empty()) values.resize(1);  // a tensor without elements is not an absent one
+  return {values.data(), kDTypeOf<T>, shape};
+}
+
+struct Size {
+  int64_t sequences, tokens, heads, kv_heads, head_dim;
+  Heads of() const { return {heads, kv_heads, head_dim}; }
+  int64_t width() const { return heads * head_dim; }
+  int64_t packed() const { return (heads + 2 * kv_heads) * head_dim; }
+};
+void PrintTo(const Size& s, std::ostream* out) {
+  *out << "B" << s.sequences << " T" << s.tokens << " H" << s.heads << " K" << s.kv_heads << " D"
+       << s.head_dim;
+}
+
+// Tails of every tile (64 queries, 64 and 256 keys, 512 queries a task), odd heads, groups.
+const Size kSizes[] = {{1, 1, 1, 1, 1},    {2, 3, 2, 2, 8},    {1, 65, 3, 3, 20},
+                       {2, 64, 4, 2, 16},  {1, 70, 4, 1, 7},   {1, 257, 2, 1, 64},
+                       {1, 130, 1, 1, 80}, {1, 66, 1, 1, 128}, {1, 520, 2, 2, 4},
+                       {2, 0, 2, 1, 4},    {0, 5, 2, 1, 4}};
+
+DropoutMask some_mask(float probability) {
+  return {.probability = probability, .seed = 5, .step = 6, .first_sequence = 7, .site = 8};
+}
+
+template <class T>
+struct Case {
+  Size size;
+  DropoutMask mask;
+  std::vector<T> qkv, dqkv, y, dy;
+  std::vector<float> lse;
+
+  explicit Case(Size s, float dropout = 0)
+      : size(s),
+        mask(some_mask(dropout)),
+        dqkv(s.sequences * s.tokens * s.packed(), from_float<T>(9)),
+        y(s.sequences * s.tokens * s.width(), from_float<T>(9)),
+        lse(s.sequences * s.tokens * s.heads) {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    for (size_t i = 0; i < dqkv.size(); i++) qkv.push_back(from_float<T>(1.5f * normal(random)));
+    for (size_t i = 0; i < y.size(); i++) dy.push_back(from_float<T>(normal(random)));
+  }
+  Tensor qkvs() { return tensor(qkv, {size.sequences, size.tokens, size.packed()}); }
+  Tensor outputs(std::vector<T>& v) {
+    return tensor(v, {size.sequences, size.tokens, size.width()});
+  }
+  Tensor lses() { return tensor(lse, {size.sequences, size.heads, size.tokens}); }
+  void forward() {
+    Stream stream;
+    attention_forward(outputs(y), lses(), qkvs(), size.of(), mask, stream);
+  }
+  void backward() {
+    Stream stream;
+    attention_backward(tensor(dqkv, {size.sequences, size.tokens, size.packed()}), outputs(dy),
+                       outputs(y), lses(), qkvs(), size.of(), mask, stream);
+  }
+};
+
+// The definition, in float64, with bounds of what rounding to T (unit roundoff u) may add.
+struct Reference {
+  Size size;
+  DropoutMask mask;
+  double unit;
+  std::vector<double> qkv, dy, y, lse, dqkv, y_error, dqkv_error;
+
+  template <class T>
+  explicit Reference(const Case<T>& c, double unit_roundoff = 0)
+      : size(c.size), mask(c.mask), unit(unit_roundoff) {
+    for (const T& v : c.qkv) qkv.push_back(to_float(v));
+    for (const T& v : c.dy) dy.push_back(to_float(v));
+    y.resize(c.y.size()), lse.resize(c.lse.size()), dqkv.resize(c.dqkv.size());
+    y_error = y, dqkv_error = dqkv;
+  }
+
+  double keep(int64_t b, int64_t h, int64_t t, int64_t u) const {
+    if (!mask.active()) return 1;
+    const int64_t place = (h * size.tokens + t) * size.tokens + u;
+    const uint32_t word = mask.words(static_cast<uint32_t>(b), place / 4)[place % 4];
+    return word >= mask.threshold() ? 1 / (1 - double{mask.probability}) : 0;
+  }
+  // Index of component 0 of query head h, or of what it reads, of token t of sequence b.
+  int64_t q(int64_t b, int64_t t, int64_t h) const {
+    return (b * size.tokens + t) * size.packed() + h * size.head_dim;
+  }
+  int64_t k(int64_t b, int64_t t, int64_t h) const {
+    return q(b, t, size.heads + h / (size.heads / size.kv_heads));
+  }
+  int64_t v(int64_t b, int64_t t, int64_t h) const {
+    return k(b, t, h) + size.kv_heads * size.head_dim;
+  }
+  double dot(const std::vector<double>& a, int64_t i, const std::vector<double>& b,
+             int64_t j) const {
+    double sum = 0;
+    for (int64_t d = 0; d < size.head_dim; d++) sum += a[i + d] * b[j + d];
+    return sum;
+  }
+
+  void run() {
+    for (int64_t b = 0; b < size.sequences; b++) {
+      for (int64_t h = 0; h < size.heads; h++) {
+        for (int64_t t = 0; t < size.tokens; t++) query(b, h, t);
+      }
+    }
+  }
+
+  void query(int64_t b, int64_t h, int64_t t) {
+    const double scale = 1 / std::sqrt(static_cast<double>(size.head_dim));
+    const int64_t out = ((b * size.tokens + t) * size.heads + h) * size.head_dim;
+    std::vector<double> p;
+    double sum = 0;
+    for (int64_t u = 0; u <= t; u++) {
+      p.push_back(std::exp(scale * dot(qkv, q(b, t, h), qkv, k(b, u, h))));
+      sum += p.back();
+    }
+    lse[(b * size.heads + h) * size.tokens + t] = std::log(sum);
+    for (int64_t u = 0; u <= t; u++) {
+      p[u] /= sum;
+      for (int64_t d = 0; d < size.head_dim; d++) {
+        const double term = p[u] * keep(b, h, t, u) * qkv[v(b, u, h) + d];
+        y[out + d] += term;
+        y_error[out + d] += unit * std::abs(term);  // p is rounded
+      }
+    }
+    double delta_error = 0;  // of dy . y, with y rounded
+    for (int64_t d = 0; d < size.head_dim; d++) {
+      y_error[out + d] += unit * std::abs(y[out + d]);
+      delta_error += std::abs(dy[out + d]) * y_error[out + d];
+    }
+    const double delta = dot(dy, out, y, out);
+    for (int64_t u = 0; u <= t; u++) {
+      const double f = keep(b, h, t, u);
+      const double ds = p[u] * (f * dot(dy, out, qkv, v(b, u, h)) - delta);
+      const double ds_error = unit * std::abs(ds) + p[u] * delta_error;
+      for (int64_t d = 0; d < size.head_dim; d++) {
+        add(q(b, t, h) + d, scale * ds * qkv[k(b, u, h) + d],
+            scale * ds_error * std::abs(qkv[k(b, u, h) + d]));
+        add(k(b, u, h) + d, scale * ds * qkv[q(b, t, h) + d],
+            scale * ds_error * std::abs(qkv[q(b, t, h) + d]));
+        add(v(b, u, h) + d, p[u] * f * dy[out + d], unit * std::abs(p[u] * f * dy[out + d]));
+      }
+    }
+  }
+  void add(int64_t i, double term, double error) {
+    dqkv[i] += term;
+    dqkv_error[i] += error;
+  }
+};
+
+template <class T>
+double unit_roundoff() {
+  return sizeof(T) == 4 ? 0 : std::is_same_v<T, bf16> ? 0x1p-8 : 0x1p-11;
+}
+
+template <class T>
+class Attention : public testing::Test {
+ protected:
+  void TearDown() override { set_num_threads(1); }
+};
+using Types = testing::Types<float, bf16, fp16>;
+TYPED_TEST_SUITE(Attention, Types);
+
+// Scores are sums of up to 128 products in fp32, of absolute sum below 128 * 1.5^2 / sqrt(128):
+// wrong by at most 1e-4 * 2^-3, in practice by 1e-6; exponentials and sums add as much, relative.
+// Values and gradients are a few units, sums of hundreds of terms: 5e-5 in all; rounding to T is
+// bounded by the reference.
+constexpr double kFp32Error = 5e-5;
+
+TYPED_TEST(Attention, IsTheDefinition) {
+  using T = TypeParam;
+  set_num_threads(2);
+  const double u = unit_roundoff<T>();
+  for (const Size s : kSizes) {
+    for (const float dropout : {0.0f, 0.25f}) {
+      SCOPED_TRACE(testing::PrintToString(s) + " dropout " + std::to_string(dropout));
+      Case<T> test(s, dropout);
+      test.forward(), test.backward();
+      Reference want(test, u);
+      want.run();
+      for (size_t i = 0; i < want.lse.size(); i++) ASSERT_NEAR(test.lse[i], want.lse[i], 1e-5) << i;
+      for (size_t i = 0; i < want.y.size(); i++) {
+        ASSERT_NEAR(to_float(test.y[i]), want.y[i], kFp32Error + want.y_error[i]) << i;
+      }
+      for (size_t i = 0; i < want.dqkv.size(); i++) {
+        ASSERT_NEAR(to_float(test.dqkv[i]), want.dqkv[i],
+                    kFp32Error + want.dqkv_error[i] + u * std::abs(want.dqkv[i]))
+            << i;
+      }
+    }
+  }
+}
+
+// Central differences of the float64 definition: their error, O(h^2) = 1e-8, is below fp32's.
+TEST(AttentionBackward, IsTheDerivativeOfTheDefinition) {
+  Case<float> test({1, 4, 2, 1, 3}, 0.25f);
+  test.forward(), test.backward();
+  constexpr double kStep = 1e-4;
+  const auto loss = [&](size_t i, double shift) {
+    Reference shifted(test);
+    shifted.qkv[i] += shift;
+    shifted.run();
+    double sum = 0;
+    for (size_t j = 0; j < shifted.y.size(); j++) sum += shifted.y[j] * shifted.dy[j];
+    return sum;
+  };
+  for (size_t i = 0; i < test.qkv.size(); i++) {
+    EXPECT_NEAR(test.dqkv[i], (loss(i, kStep) - loss(i, -kStep)) / (2 * kStep), 1e-5) << i;
+  }
+}
+
+template <class T>
+std::string bytes(const std::vector<T>& v) {
+  return {reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T)};
+}
+
+TYPED_TEST(Attention, BitsDoNotDependOnThreads) {
+  for (const Size s : {Size{2, 90, 4, 2, 16}, Size{1, 600, 3, 3, 8}}) {
+    Case<TypeParam> one(s, 0.1f), two(s, 0.1f), three(s, 0.1f);
+    set_num_threads(1), one.forward(), one.backward();
+    set_num_threads(2), two.forward(), two.backward();
+    set_num_threads(3), three.forward(), three.backward();
+    for (auto* other : {&two, &three}) {
+      EXPECT_EQ(bytes(one.y), bytes(other->y));
+      EXPECT_EQ(bytes(one.lse), bytes(other->lse));
+      EXPECT_EQ(bytes(one.dqkv), bytes(other->dqkv));
+    }
+  }
+}
+
+// The second of two sequences, alone, gives the bits that it has beside the first.
+TYPED_TEST(Attention, SequencesDoNotDependOnEachOther) {
+  Case<TypeParam> both({2, 75, 4, 2, 16}, 0.1f), second({1, 75, 4, 2, 16}, 0.1f);
+  second.qkv.assign(both.qkv.end() - static_cast<int64_t>(second.qkv.size()), both.qkv.end());
+  second.dy.assign(both.dy.end() - static_cast<int64_t>(second.dy.size()), both.dy.end());
+  second.mask.first_sequence++;
+  for (auto* test : {&both, &second}) test->forward(), test->backward();
+  const auto end_of = [](const std::string& all, const std::string& part) {
+    return all.substr(all.size() - part.size());
+  };
+  EXPECT_EQ(end_of(bytes(both.y), bytes(second.y)), bytes(second.y));
+  EXPECT_EQ(end_of(bytes(both.dqkv), bytes(second.dqkv)), bytes(second.dqkv));
+}
+
+// A token's output has the same bits whatever tokens follow it.
+TYPED_TEST(Attention, OutputsDoNotDependOnLaterTokens) {
+  Case<TypeParam> all({1, 300, 2, 1, 16}), start({1, 100, 2, 1, 16});
+  std::copy_n(all.qkv.begin(), start.qkv.size(), start.qkv.begin());
+  all.forward(), start.forward();
+  EXPECT_EQ(bytes(all.y).substr(0, bytes(start.y).size()), bytes(start.y));
+}
+
+TYPED_TEST(Attention, WithCacheIsTheSameAttention) {
+  using T = TypeParam;
+  const Size s{1, 330, 4, 2, 20};
+  Case<T> whole(s);
+  Reference want(whole, unit_roundoff<T>());
+  want.run();
+  for (const auto& parts :
+       {std::vector<int64_t>{330}, {1, 1, 2, 3, 4, 5, 64, 250}, {300, 1, 29}, {5, 0, 325}}) {
+    set_num_threads(static_cast<int>(parts.size()) % 3 + 1);
+    constexpr int64_t kCapacity = 331;
+    std::vector<T> keys(s.kv_heads * kCapacity * s.head_dim, from_float<T>(NAN)), values = keys;
+    int64_t position = 0;
+    for (const int64_t count : parts) {
+      std::vector<T> qkv(whole.qkv.begin() + position * s.packed(),
+                         whole.qkv.begin() + (position + count) * s.packed());
+      std::vector<T> y(count * s.width());
+      Stream stream;
+      attention_with_cache(tensor(y, {count, s.width()}),
+                           tensor(keys, {s.kv_heads, kCapacity, s.head_dim}),
+                           tensor(values, {s.kv_heads, kCapacity, s.head_dim}),
+                           tensor(qkv, {count, s.packed()}), s.of(), position, stream);
+      for (int64_t i = 0; i < count * s.width(); i++) {
+        const int64_t at = position * s.width() + i;
+        ASSERT_NEAR(to_float(y[i]), want.y[at], kFp32Error + want.y_error[at])
+            << position << " + " << count << " at " << i;
+      }
+      position += count;
+    }
+  }
+}
+
+TEST(AttentionNumbers, LargeScoresDoNotOverflow) {
+  Case<float> test({1, 3, 1, 1, 1});
+  test.qkv = {100, 90, 1, 100, 100, 2, 100, -100, 3};  // scores up to 10000
+  test.forward(), test.backward();
+  EXPECT_EQ(test.y, (std::vector<float>{1, 2, 2}));
+  for (const float d : test.dqkv) EXPECT_TRUE(std::isfinite(d));
+}
+
+TEST(AttentionErrors, NamesShapesThatDoNotFit) {
+  Case<float> test({1, 4, 4, 2, 8});
+  Stream stream;
+  EXPECT_THROW(attention_forward(test.outputs(test.y), test.lses(), test.qkvs(), {4, 3, 8},
+                                 DropoutMask(), stream),
+               std::logic_error);
+  EXPECT_THROW(attention_forward(test.outputs(test.y), test.lses(), test.qkvs(), {4, 2, 9},
+                                 DropoutMask(), stream),
+               std::logic_error);
+  std::vector<float> cache(2 * 10 * 8);
+  EXPECT_THROW(attention_with_cache(tensor(test.y, {4, 32}), tensor(cache, {2, 10, 8}),
+                                    tensor(cache, {2, 10, 8}), tensor(test.qkv, {4, 64}), {4, 2, 8},
+                                    7, stream),
+               std::logic_error);
+}
+
+}  // namespace
+}  // namespace lockstep::kernels
