@@ -193,6 +193,7 @@ Transformer::Transformer(const ModelConfig& config, const Options& options)
 Transformer::~Transformer() = default;
 
 const ModelConfig& Transformer::config() const { return implementation_->config_; }
+const Transformer::Options& Transformer::options() const { return implementation_->options_; }
 const ParameterTable& Transformer::table() const { return implementation_->table_; }
 Tensor Transformer::weights() const { return implementation_->weights_.tensor(); }
 

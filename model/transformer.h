@@ -41,6 +41,7 @@ class Transformer {
   ~Transformer();
 
   const ModelConfig& config() const;
+  const Options& options() const;  // with the sequence length that holds
   const ParameterTable& table() const;
   Tensor weights() const;    // (P) in options.precision; whoever trains keeps the master copy
   Tensor gradients() const;  // (P) fp32; training only

@@ -1,0 +1,104 @@
+#include "inference/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numbers>
+#include <vector>
+
+#include "core/check.h"
+
+namespace lockstep {
+namespace {
+
+// A group of consecutive windows, padded to the model's batch. A group's shape, and so each
+// window's loss to the last bit, depends neither on the worker nor on the number of workers.
+class WindowBatch {
+ public:
+  explicit WindowBatch(const Transformer& model)
+      : length_(model.options().sequence_length),
+        size_(model.options().micro_batch_size),
+        tokens_(DType::int32, {size_, length_}),
+        targets_(DType::int32, {size_, length_}),
+        losses_(DType::fp32, {size_, length_}),
+        text_(static_cast<size_t>(length_) + 1) {}
+
+  int64_t length() const { return length_; }  // of a window: predicted tokens
+  int64_t size() const { return size_; }      // windows
+
+  // Writes the loss of each of windows [first, first + count) to sums, in nats.
+  void evaluate(Transformer& model, const TokenStream& split, int64_t first, int64_t count,
+                double* sums) {
+    for (int64_t i = 0; i < count; i++) fill(split, first + i, i);
+    const Tensor losses = losses_.tensor().slice(0, count);
+    Batch batch;
+    batch.tokens = tokens_.tensor().slice(0, count);
+    batch.targets = targets_.tensor().slice(0, count);
+    model.losses(batch, losses);
+    for (int64_t i = 0; i < count; i++) {
+      const float* row = losses.as<float>() + i * length_;
+      sums[i] = 0;
+      for (int64_t t = 0; t < length_; t++) sums[i] += static_cast<double>(row[t]);
+    }
+  }
+
+ private:
+  // The last window of a split may be shorter: the rest is not counted.
+  void fill(const TokenStream& split, int64_t window, int64_t row) {
+    const int64_t begin = window * length_;
+    const int64_t predicted = std::min(length_, split.size() - 1 - begin);
+    split.copy(begin, predicted + 1, text_.data());
+    int32_t* tokens = tokens_.tensor().as<int32_t>() + row * length_;
+    int32_t* targets = targets_.tensor().as<int32_t>() + row * length_;
+    std::fill(std::copy_n(text_.begin(), predicted, tokens), tokens + length_, 0);
+    std::fill(std::copy_n(text_.begin() + 1, predicted, targets), targets + length_, -1);
+  }
+
+  int64_t length_, size_;
+  Buffer tokens_, targets_, losses_;
+  std::vector<int32_t> text_;  // a window's tokens and the one after
+};
+
+}  // namespace
+
+Evaluation evaluate(Transformer& model, const TokenStream& split, Communicator& communicator,
+                    int64_t max_windows) {
+  WindowBatch batch(model);
+  const int64_t predictable = split.size() - 1;  // nothing comes before the first token
+  if (predictable < 1) {
+    throw DataError("the split has {} tokens; at least 2 are needed to predict one", split.size());
+  }
+  int64_t windows = (predictable + batch.length() - 1) / batch.length();
+  if (max_windows > 0) windows = std::min(windows, max_windows);
+
+  // Each worker fills in its own windows; adding zeros is exact.
+  std::vector<double> sums(static_cast<size_t>(windows));
+  const int64_t groups = (windows + batch.size() - 1) / batch.size();
+  for (int64_t group = communicator.rank(); group < groups; group += communicator.size()) {
+    const int64_t first = group * batch.size();
+    batch.evaluate(model, split, first, std::min(batch.size(), windows - first), &sums[first]);
+  }
+  communicator.all_reduce(sums.data(), windows, ReduceOp::sum);
+
+  double nats = 0;
+  for (const double sum : sums) nats += sum;
+  Evaluation evaluation;
+  evaluation.tokens = std::min(predictable, windows * batch.length());
+  const double share = static_cast<double>(evaluation.tokens) / static_cast<double>(predictable);
+  evaluation.bytes = std::llround(share * static_cast<double>(split.bytes()));
+  evaluation.loss = nats / static_cast<double>(evaluation.tokens);
+  evaluation.perplexity = std::exp(evaluation.loss);
+  evaluation.bits_per_byte =
+      nats / std::numbers::ln2 / (share * static_cast<double>(split.bytes()));
+  return evaluation;
+}
+
+nlohmann::json to_json(const Evaluation& evaluation) {
+  return {{"loss", evaluation.loss},
+          {"perplexity", evaluation.perplexity},
+          {"bits_per_byte", evaluation.bits_per_byte},
+          {"tokens", evaluation.tokens},
+          {"bytes", evaluation.bytes}};
+}
+
+}  // namespace lockstep
