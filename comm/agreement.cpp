@@ -1,5 +1,7 @@
 #include "comm/agreement.h"
 
+#include <new>
+
 namespace lockstep {
 
 void run_together(Communicator& communicator, const std::function<void()>& f) {
@@ -8,6 +10,8 @@ void run_together(Communicator& communicator, const std::function<void()>& f) {
     f();
   } catch (const Error& error) {
     failure = static_cast<char>(error.exit_code()) + std::string(error.what());
+  } catch (const std::bad_alloc&) {
+    throw;  // the program's main says what to do
   } catch (const std::exception& error) {
     failure = static_cast<char>(ExitCode::device) + std::string(error.what());
   }

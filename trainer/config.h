@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "core/dtype.h"
 #include "model/config.h"
@@ -11,6 +12,10 @@ namespace lockstep {
 
 enum class Schedule { cosine, linear, constant, inverse_sqrt, wsd };
 enum class OptimizerKind { adamw, adam };
+
+// As on the command line.
+std::string_view name(Schedule schedule);
+std::string_view name(OptimizerKind kind);
 
 struct OptimizerConfig {
   OptimizerKind kind = OptimizerKind::adamw;

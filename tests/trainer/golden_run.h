@@ -1,0 +1,106 @@
+#pragma once
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "core/file.h"
+#include "model/config.h"
+#include "tests/trainer/alone.h"
+#include "trainer/train_step.h"
+
+namespace lockstep {
+
+// One of the tiny models of tests/golden/model, with its sequences in the order that they were
+// trained on there.
+struct Golden {
+  explicit Golden(const std::string& name)
+      : index(nlohmann::json::parse(
+            read_file(std::string(LOCKSTEP_GOLDEN) + "/model/" + name + ".json"))),
+        blob(read_file(std::string(LOCKSTEP_GOLDEN) + "/model/" + name + ".bin")),
+        model(model_config_from_json(index["model"])) {}
+
+  // Fills the flat weights (P) fp32, whose tensors are the blob's first, in bf16.
+  void read_weights(const Tensor& flat) const {
+    const auto* bits = reinterpret_cast<const bf16*>(blob.data());
+    for (int64_t i = 0; i < flat.size(); i++) flat.as<float>()[i] = to_float(bits[i]);
+  }
+
+  nlohmann::json index;
+  std::string blob;
+  ModelConfig model;
+};
+
+class GoldenBatches : public BatchSource {
+ public:
+  GoldenBatches(const Golden& golden, const BatchPlan& plan)
+      : BatchSource(plan),
+        rows_(golden.index["training"]["sequences"].get<std::vector<std::vector<int32_t>>>()),
+        tokens_(DType::int32, {plan.micro_batch_size, plan.sequence_length}),
+        targets_(DType::int32, {plan.micro_batch_size, plan.sequence_length}) {}
+
+  Batch batch(int64_t step, int64_t k) override {
+    const int64_t place = plan_.rank * plan_.worker_sequences() + k * plan_.micro_batch_size;
+    for (int64_t b = 0; b < plan_.micro_batch_size; b++) {
+      const int64_t row = step * plan_.batch_size + place + b;
+      const auto& tokens = rows_[static_cast<size_t>(row) % rows_.size()];
+      const int64_t length = plan_.sequence_length;
+      std::copy_n(tokens.begin(), length, tokens_.tensor().as<int32_t>() + b * length);
+      std::copy_n(tokens.begin() + 1, length, targets_.tensor().as<int32_t>() + b * length);
+    }
+    return {tokens_.tensor(), targets_.tensor(), static_cast<uint64_t>(step),
+            static_cast<uint32_t>(place)};
+  }
+
+ private:
+  std::vector<std::vector<int32_t>> rows_;
+  Buffer tokens_, targets_;
+};
+
+// Everything that a step needs, for one worker.
+struct GoldenRun {
+  GoldenRun(const Golden& golden, OptimizerKind kind, DType precision, int64_t micro_batch_size,
+            LossScaler loss_scaler, Communicator& communicator)
+      : hyper(golden.index["training"]["hyperparameters"]),
+        batches(golden, {hyper["batch_size"], micro_batch_size, golden.model.context_length,
+                         communicator.rank(), communicator.size()}),
+        schedule({Schedule::cosine, hyper["learning_rate"], hyper["warmup_steps"],
+                  hyper["min_lr_ratio"]},
+                 hyper["steps"]),
+        model(golden.model, {.precision = precision, .micro_batch_size = micro_batch_size}),
+        reducer(communicator, model.gradients(), ranges(model.table()), /*bucket_bytes=*/16384),
+        optimizer(model.table(),
+                  {kind, hyper["beta1"], hyper["beta2"], hyper["epsilon"], hyper["weight_decay"]},
+                  model.weights(), 0, model.table().size()),
+        scaler(loss_scaler),
+        step(model, batches, reducer, optimizer, scaler, schedule, {.norm = hyper["clip_norm"]},
+             communicator, stop_requested) {
+    golden.read_weights(optimizer.master());
+    optimizer.publish_weights();
+  }
+
+  static std::vector<std::pair<int64_t, int64_t>> ranges(const ParameterTable& table) {
+    std::vector<std::pair<int64_t, int64_t>> all;
+    for (int group = 0; group < table.num_groups(); group++)
+      all.push_back(table.group_range(group));
+    return all;
+  }
+
+  std::vector<float> weights() const {
+    const float* w = optimizer.master().as<float>();
+    return {w, w + optimizer.master().size()};
+  }
+
+  nlohmann::json hyper;
+  GoldenBatches batches;
+  LrSchedule schedule;
+  Transformer model;
+  GradientReducer reducer;
+  AdamW optimizer;
+  LossScaler scaler;
+  std::atomic<bool> stop_requested{false};
+  TrainStep step;
+  TrainerState state;
+};
+
+}  // namespace lockstep

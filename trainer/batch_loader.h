@@ -1,0 +1,20 @@
+#pragma once
+#include "data/dataset.h"
+#include "data/sampler.h"
+#include "trainer/batch_source.h"
+
+namespace lockstep {
+
+// From a split, in the sampler's order. Both must outlive it.
+class BatchLoader : public BatchSource {
+ public:
+  BatchLoader(const TokenStream& tokens, const Sampler& sampler, const BatchPlan& plan);
+  Batch batch(int64_t step, int64_t k) override;
+
+ private:
+  const TokenStream& stream_;
+  const Sampler& sampler_;
+  Buffer tokens_, targets_;  // (micro_batch_size, sequence_length) int32
+};
+
+}  // namespace lockstep

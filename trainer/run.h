@@ -1,0 +1,86 @@
+#pragma once
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <optional>
+
+#include "checkpoints/checkpoint.h"
+#include "inference/evaluate.h"
+#include "trainer/batch_loader.h"
+#include "trainer/metrics.h"
+#include "trainer/progress.h"
+#include "trainer/resume.h"
+#include "trainer/train_step.h"
+
+namespace lockstep {
+
+// What happens around the steps of a run, on this worker: start, evaluation, checkpoints, metrics,
+// progress, stopping. Collective throughout.
+class Run {
+ public:
+  // Steps in a row whose gradients are not finite, with no lower loss scale to try, until the run
+  // is given up: a bad batch is passed over, weights that have diverged are not trained on for
+  // ever.
+  static constexpr int64_t kLostStepsAllowed = 10;
+
+  Run(const TrainConfig& config, Communicator& communicator, const Dataset& dataset, Start start,
+      const std::atomic<bool>& stop_requested);
+
+  // Trains to config.steps and returns done; or, when some worker was asked to stop, saves and
+  // returns stopped.
+  ExitCode train();
+
+  const TrainerState& state() const { return state_; }
+  Transformer& model() { return model_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void load_weights(const Start& start);
+  void open_run_folder();
+  void describe(const Start& start);
+  void measure_peak();
+
+  std::optional<Evaluation> evaluate_when_due(bool stop);
+  void report(const StepResult& result, double step_seconds,
+              const std::optional<Evaluation>& evaluation);
+  void give_up_when_lost(const StepResult& result);
+  void save_when_due(bool stop);
+  void note_saved();
+
+  bool first_worker() const { return communicator_.rank() == 0; }
+  bool finished() const { return state_.step >= config_.steps; }
+
+  const TrainConfig& config_;
+  Communicator& communicator_;
+  const Dataset& dataset_;
+  Sampler sampler_;
+  BatchLoader loader_;
+  LrSchedule schedule_;
+  LossScaler scaler_;
+  Transformer model_;
+  GradientReducer reducer_;
+  AdamW optimizer_;
+  TrainerState state_;
+  TrainStep step_;
+
+  const TokenStream* validation_ = nullptr;  // none: the dataset has no validation text
+  CheckpointWriter checkpoints_;
+  std::optional<int64_t> saving_step_, saved_step_;
+  std::optional<MetricsFile> metrics_;  // the first worker's
+  Progress progress_;
+
+  double peak_flops_ = 0;  // a second, of all workers together
+  int64_t first_step_ = 0;
+  Clock::time_point second_step_start_;
+  double tokens_per_second_ = 0;  // smoothed
+};
+
+// How config's global batch is dealt to the workers. Throws UsageError when it cannot be.
+BatchPlan batch_plan(const TrainConfig& config, const Communicator& communicator);
+
+// How many windows of the validation split an evaluation during training takes: a quarter of the
+// sequences trained on between two, so that evaluations cost less than a tenth of the time.
+int64_t validation_windows(const TrainConfig& config);
+
+}  // namespace lockstep

@@ -1,0 +1,28 @@
+#include "trainer/trainer.h"
+
+#include <atomic>
+
+#include "trainer/resume.h"
+#include "trainer/run.h"
+
+namespace lockstep {
+namespace {
+
+std::atomic<bool> stop_requested{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "set by signal handlers");
+
+}  // namespace
+
+ExitCode train(const TrainConfig& config, Communicator& communicator) {
+  validate(config.model);
+  validate(batch_plan(config, communicator));
+  const Dataset dataset = Dataset::open(config.data);
+  Run run(config, communicator, dataset, find_start(config, dataset, communicator), stop_requested);
+  const ExitCode code = run.train();
+  stop_requested = false;
+  return code;
+}
+
+void request_stop() noexcept { stop_requested = true; }
+
+}  // namespace lockstep
