@@ -124,6 +124,11 @@ Dataset Dataset::open(const fs::path& folder) {
   return dataset;
 }
 
+bool Dataset::has_split(const std::string& name) const {
+  return std::any_of(splits_.begin(), splits_.end(),
+                     [&](const auto& split) { return split.first == name; });
+}
+
 const TokenStream& Dataset::split(const std::string& name) const {
   std::string names;
   for (const auto& [split_name, stream] : splits_) {

@@ -42,6 +42,7 @@ class Dataset {
   const std::filesystem::path& folder() const { return folder_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const std::string& tokenizer_json() const { return tokenizer_json_; }
+  bool has_split(const std::string& name) const;
   // "train" or "validation"; throws DataError, naming those there are, for another.
   const TokenStream& split(const std::string& name) const;
 

@@ -69,8 +69,9 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
             stop_requested),
       checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep),
       progress_(communicator.rank() == 0, config.log_every) {
-  const TokenStream& validation = dataset.split("validation");
-  if (validation.size() > 1) validation_ = &validation;
+  if (dataset.has_split("validation") && dataset.split("validation").size() > 1) {
+    validation_ = &dataset.split("validation");
+  }
   load_weights(start);
   first_step_ = state_.step;
   open_run_folder();

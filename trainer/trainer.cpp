@@ -17,6 +17,11 @@ ExitCode train(const TrainConfig& config, Communicator& communicator) {
   validate(config.model);
   validate(batch_plan(config, communicator));
   const Dataset dataset = Dataset::open(config.data);
+  if (dataset.tokenizer().vocab_size() > config.model.vocab_size) {
+    throw DataError("the dataset {} has token ids up to {}, but the model's vocabulary has {}",
+                    config.data.string(), dataset.tokenizer().vocab_size() - 1,
+                    config.model.vocab_size);
+  }
   Run run(config, communicator, dataset, find_start(config, dataset, communicator), stop_requested);
   const ExitCode code = run.train();
   stop_requested = false;

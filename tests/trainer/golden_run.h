@@ -60,10 +60,11 @@ class GoldenBatches : public BatchSource {
 // Everything that a step needs, for one worker.
 struct GoldenRun {
   GoldenRun(const Golden& golden, OptimizerKind kind, DType precision, int64_t micro_batch_size,
-            LossScaler loss_scaler, Communicator& communicator)
+            LossScaler loss_scaler, Communicator& communicator, int64_t batch_size = 0)
       : hyper(golden.index["training"]["hyperparameters"]),
-        batches(golden, {hyper["batch_size"], micro_batch_size, golden.model.context_length,
-                         communicator.rank(), communicator.size()}),
+        batches(golden,
+                {batch_size > 0 ? batch_size : hyper["batch_size"].get<int64_t>(), micro_batch_size,
+                 golden.model.context_length, communicator.rank(), communicator.size()}),
         schedule({Schedule::cosine, hyper["learning_rate"], hyper["warmup_steps"],
                   hyper["min_lr_ratio"]},
                  hyper["steps"]),

@@ -1,0 +1,94 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "tests/comm/world.h"
+#include "tests/trainer/golden_run.h"
+
+namespace lockstep {
+namespace {
+
+constexpr int64_t kBatchSize = 12;  // 1, 2, 3 and 4 workers
+
+struct MpiTrainStep : testing::Test {
+  GoldenRun make(const Golden& golden, DType precision, Communicator& communicator) {
+    const LossScaler scaler =
+        precision == DType::fp16 ? LossScaler::dynamic() : LossScaler::fixed(1);
+    return GoldenRun(golden, OptimizerKind::adamw, precision, 1, scaler, communicator, kBatchSize);
+  }
+
+  // Zero when all workers have the same weights, by a hash of their bits.
+  double disagreement(const std::vector<float>& weights) {
+    double sums[2] = {0, 0};
+    uint64_t hash = 14695981039346656037u;
+    for (float w : weights) hash = (hash ^ detail::bits_as<uint32_t>(w)) * 1099511628211u;
+    sums[0] = sums[1] = static_cast<double>(hash >> 12);  // exact in float64
+    world().all_reduce(&sums[0], 1, ReduceOp::max);
+    world().all_reduce(&sums[1], 1, ReduceOp::min);
+    return sums[0] - sums[1];
+  }
+};
+
+// What one worker computes alone, all compute together. In fp32 a step's gradient is the same sum
+// of 12 terms in another order: relative differences of a few 2^-24. Adam makes of them differences
+// of weights of about 1e-7 * 1e-3 a step, which change the loss, whose gradient has a norm of a
+// few, by 1e-9 a step; what dominates is the rounding of the losses themselves, about 4.6 * 2^-24 =
+// 3e-7 each way. Seen: 1.1e-7.
+constexpr double kLossTolerance = 6e-7;
+
+TEST_F(MpiTrainStep, TheLossCurveIsThatOfOneWorker) {
+  for (const char* name : {"gpt2", "llama"}) {
+    const Golden golden(name);
+    Alone alone;
+    GoldenRun one = make(golden, DType::fp32, alone), all = make(golden, DType::fp32, world());
+    double largest = 0;
+    for (int step = 0; step < 30; step++) {
+      const StepResult want = one.step.run(one.state), result = all.step.run(all.state);
+      EXPECT_NEAR(result.loss, want.loss, kLossTolerance) << name << " step " << step;
+      EXPECT_NEAR(result.grad_norm, want.grad_norm, 1e-4 * want.grad_norm);
+      largest = std::max(largest, std::abs(result.loss - want.loss));
+    }
+    EXPECT_EQ(disagreement(all.weights()), 0) << "the workers' weights drift apart";
+    EXPECT_EQ(all.state, one.state);
+    if (world().rank() == 0) printf("%s: largest difference %.2g\n", name, largest);
+  }
+}
+
+// What is wrong on one worker must make all skip, and leave no trace.
+TEST_F(MpiTrainStep, AllSkipWhenOneWorkerHasNoFiniteGradient) {
+  const Golden golden("gpt2");
+  GoldenRun run = make(golden, DType::fp32, world());
+  const bool last = world().rank() == world().size() - 1;
+  const std::vector<float> start = run.weights();
+  float& weight = run.optimizer.master().as<float>()[5];
+  const float good = weight;
+  if (last) weight = NAN;
+  EXPECT_TRUE(run.step.run(run.state).skipped);
+  weight = good;
+  EXPECT_EQ(run.weights(), start);
+  EXPECT_FALSE(run.step.run(run.state).skipped);
+  EXPECT_EQ(disagreement(run.weights()), 0);
+}
+
+// fp16 under mpirun: all halve and grow the scale together.
+TEST_F(MpiTrainStep, OverflowsKeepTheWorkersTogether) {
+  const Golden golden("gpt2");
+  GoldenRun run = make(golden, DType::fp16, world());
+  run.scaler.restore(0x1p30, 0);
+  while (run.state.step < 30) run.step.run(run.state);
+  EXPECT_GT(run.state.skipped_steps, 0);
+  EXPECT_GT(run.state.updates, 10);
+  EXPECT_EQ(disagreement(run.weights()), 0);
+}
+
+TEST_F(MpiTrainStep, AStopAskedOfOneWorkerIsSeenByAllAtTheSameStep) {
+  const Golden golden("gpt2");
+  GoldenRun run = make(golden, DType::fp32, world());
+  EXPECT_FALSE(run.step.run(run.state).stop);
+  run.stop_requested = world().rank() == world().size() - 1;
+  EXPECT_TRUE(run.step.run(run.state).stop);
+}
+
+}  // namespace
+}  // namespace lockstep
