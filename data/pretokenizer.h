@@ -1,0 +1,71 @@
+#pragma once
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+struct pcre2_real_code_8;
+
+namespace lockstep {
+
+// Splits text into the pieces that byte-pair merges do not cross, as the `pre_tokenizer` of a
+// tokenizer.json says.
+class PreTokenizer {
+ public:
+  enum class Behavior { removed, isolated, merged_with_previous, merged_with_next, contiguous };
+
+  // One pre-tokenizer of the file; each splits what the one before it left.
+  struct Step {
+    enum class Kind { split, digits, byte_level };
+    Kind kind = Kind::byte_level;
+    // split: by a regular expression (Oniguruma's dialect) or by this very text
+    std::string pattern = {};
+    bool is_regex = true;
+    Behavior behavior = Behavior::isolated;
+    bool invert = false;  // what lies between matches counts as matched, and the reverse
+    // digits: each digit by itself, or runs of them
+    bool individual_digits = false;
+    // byte_level: by GPT-2's pattern, or not at all
+    bool use_regex = true;
+    bool operator==(const Step&) const = default;
+  };
+
+  // Throws std::invalid_argument, with the reason, for a pattern that does not compile.
+  explicit PreTokenizer(std::vector<Step> steps);
+
+  // Calls sink(piece) for each piece, in order. Runs of bytes that are not UTF-8 are pieces; the
+  // valid text between them is split as if each stretch of it stood alone.
+  // Throws DataError when a pattern exceeds PCRE2's limits on this text.
+  template <class Sink>
+  void split(std::string_view text, Sink&& sink) const {
+    split_bytes(
+        text, [](void* context, std::string_view piece) { (*static_cast<Sink*>(context))(piece); },
+        &sink);
+  }
+
+  // False when every byte of a text comes back in some piece.
+  bool drops_text() const { return drops_text_; }
+
+ private:
+  using PieceSink = void (*)(void* context, std::string_view piece);
+  using Code = std::shared_ptr<const pcre2_real_code_8>;
+  struct Splitter {
+    Code code;
+    Behavior behavior;
+    bool invert;
+  };
+  struct Span {
+    size_t begin, end;
+    bool matched;
+  };
+
+  void add_splitter(const std::string& pcre2_pattern, Behavior behavior, bool invert);
+  void split_bytes(std::string_view text, PieceSink sink, void* context) const;
+  void split_valid(size_t step, std::string_view text, PieceSink sink, void* context) const;
+  static std::vector<Span> find_spans(const Splitter& splitter, std::string_view text);
+
+  std::vector<Splitter> splitters_;
+  bool drops_text_ = false;
+};
+
+}  // namespace lockstep

@@ -1,0 +1,92 @@
+#include "data/unicode.h"
+
+#include <cstring>
+
+namespace lockstep::unicode {
+namespace {
+
+uint8_t byte_at(std::string_view text, size_t i) { return static_cast<uint8_t>(text[i]); }
+
+bool is_continuation(std::string_view text, size_t i) {
+  return i < text.size() && (byte_at(text, i) & 0xC0) == 0x80;
+}
+
+// Length of the UTF-8 character at byte i, 0 when there is none.
+size_t character_length(std::string_view text, size_t i) {
+  const uint8_t lead = byte_at(text, i);
+  if (lead < 0x80) return 1;
+  if (lead < 0xC2 || lead > 0xF4 || !is_continuation(text, i + 1)) return 0;
+  if (lead < 0xE0) return 2;
+  const uint8_t second = byte_at(text, i + 1);
+  if (!is_continuation(text, i + 2)) return 0;
+  if (lead < 0xF0) {
+    const bool overlong = lead == 0xE0 && second < 0xA0;
+    const bool surrogate = lead == 0xED && second >= 0xA0;
+    return overlong || surrogate ? 0 : 3;
+  }
+  const bool overlong = lead == 0xF0 && second < 0x90;
+  const bool too_large = lead == 0xF4 && second >= 0x90;
+  return overlong || too_large || !is_continuation(text, i + 3) ? 0 : 4;
+}
+
+}  // namespace
+
+size_t valid_prefix(std::string_view text) {
+  size_t i = 0;
+  while (i < text.size()) {
+    uint64_t eight;
+    if (i + sizeof eight <= text.size()) {
+      std::memcpy(&eight, text.data() + i, sizeof eight);
+      if ((eight & 0x8080808080808080u) == 0) {
+        i += sizeof eight;
+        continue;
+      }
+    }
+    const size_t length = character_length(text, i);
+    if (length == 0) break;
+    i += length;
+  }
+  return i;
+}
+
+size_t invalid_prefix(std::string_view text) {
+  size_t i = 0;
+  while (i < text.size() && character_length(text, i) == 0) i++;
+  return i;
+}
+
+Character first_character(std::string_view text) {
+  const uint32_t lead = byte_at(text, 0);
+  if (lead < 0x80) return {lead, 1};
+  const auto bits = [&](size_t i) { return uint32_t{byte_at(text, i)} & 0x3Fu; };
+  if (lead < 0xE0) return {(lead & 0x1Fu) << 6 | bits(1), 2};
+  if (lead < 0xF0) return {(lead & 0x0Fu) << 12 | bits(1) << 6 | bits(2), 3};
+  return {(lead & 0x07u) << 18 | bits(1) << 12 | bits(2) << 6 | bits(3), 4};
+}
+
+void append_utf8(std::string& out, uint32_t code) {
+  const auto add = [&](uint32_t byte) { out.push_back(static_cast<char>(byte)); };
+  if (code < 0x80) {
+    add(code);
+  } else if (code < 0x800) {
+    add(0xC0 | code >> 6);
+    add(0x80 | (code & 0x3F));
+  } else if (code < 0x10000) {
+    add(0xE0 | code >> 12);
+    add(0x80 | (code >> 6 & 0x3F));
+    add(0x80 | (code & 0x3F));
+  } else {
+    add(0xF0 | code >> 18);
+    add(0x80 | (code >> 12 & 0x3F));
+    add(0x80 | (code >> 6 & 0x3F));
+    add(0x80 | (code & 0x3F));
+  }
+}
+
+bool is_white_space(uint32_t code) {
+  return (code >= 0x09 && code <= 0x0D) || code == 0x20 || code == 0x85 || code == 0xA0 ||
+         code == 0x1680 || (code >= 0x2000 && code <= 0x200A) || code == 0x2028 || code == 0x2029 ||
+         code == 0x202F || code == 0x205F || code == 0x3000;
+}
+
+}  // namespace lockstep::unicode

@@ -1,0 +1,28 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace lockstep::unicode {
+
+// Bytes at the start of `text` that are whole UTF-8 characters (RFC 3629: no surrogates, no longer
+// form than needed, nothing above U+10FFFF).
+size_t valid_prefix(std::string_view text);
+
+// Bytes at the start of `text` before the next whole UTF-8 character.
+size_t invalid_prefix(std::string_view text);
+
+// The character at the start of `text`, which must be valid UTF-8 and not empty, and its length.
+struct Character {
+  uint32_t code;
+  int length;  // bytes
+};
+Character first_character(std::string_view text);
+
+void append_utf8(std::string& out, uint32_t code);
+
+// The property White_Space, as Rust and Oniguruma read \s.
+bool is_white_space(uint32_t code);
+
+}  // namespace lockstep::unicode
