@@ -128,4 +128,6 @@ void export_hugging_face(const Checkpoint& checkpoint, const std::filesystem::pa
 void import_hugging_face(const std::filesystem::path& folder, const std::string& tokenizer_json,
                          const std::filesystem::path& output);
 
+std::string hdf5_version();  // of the library in use, "1.10.8"
+
 }  // namespace lockstep

@@ -3,6 +3,7 @@
 #include <array>
 #include <limits>
 
+#include "checkpoints/checkpoint.h"
 #include "core/check.h"
 
 namespace lockstep::hdf5 {
@@ -155,3 +156,13 @@ uint64_t HdfImage::finish() {
 }
 
 }  // namespace lockstep::hdf5
+
+namespace lockstep {
+
+std::string hdf5_version() {
+  unsigned major = 0, minor = 0, patch = 0;
+  H5get_libversion(&major, &minor, &patch);
+  return fmt::format("{}.{}.{}", major, minor, patch);
+}
+
+}  // namespace lockstep

@@ -1,5 +1,7 @@
 #include "kernels/machine.h"
 
+#include <oneapi/dnnl/dnnl.h>
+
 #include <algorithm>
 #include <chrono>
 
@@ -26,6 +28,11 @@ double measured_product_rate(DType dtype) {
     best = std::max(best, kOperations / seconds_since(start));
   } while (seconds_since(begin) < kSeconds);
   return best;
+}
+
+std::string product_library() {
+  const dnnl_version_t* version = dnnl_version();
+  return fmt::format("oneDNN {}.{}.{}", version->major, version->minor, version->patch);
 }
 
 }  // namespace lockstep::kernels

@@ -1,4 +1,6 @@
 #pragma once
+#include <string>
+
 #include "core/dtype.h"
 
 namespace lockstep::kernels {
@@ -8,5 +10,8 @@ namespace lockstep::kernels {
 // fifth of a second. What workers share of a machine they also share here if they all measure at
 // the same time.
 double measured_product_rate(DType dtype);
+
+// The library that computes matrix products, and its version: "oneDNN 2.6.3".
+std::string product_library();
 
 }  // namespace lockstep::kernels

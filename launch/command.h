@@ -30,7 +30,6 @@ inline bool first_worker(const MpiSession* session) {
 }
 
 bool wants_help(const Arguments& arguments);
-// Parses, or prints the help on the first worker and returns false.
-bool parse_or_help(OptionTable& table, const Arguments& arguments, const MpiSession* session);
+ExitCode show_help(const OptionTable& table, const MpiSession* session);  // on the first worker
 
 }  // namespace lockstep::launch

@@ -31,13 +31,14 @@ std::string proc_value(const std::string& file, const std::string& key) {
   return "";
 }
 
-// A set that grows with the machine: sched_getaffinity refuses one that is too small.
-std::vector<int> allowed_cpus() {
+// Of this process (0) or another. The set grows with the machine: sched_getaffinity refuses one
+// that is too small.
+std::vector<int> allowed_cpus(pid_t process) {
   for (int capacity = 1024; capacity <= (1 << 20); capacity *= 4) {
     cpu_set_t* set = CPU_ALLOC(static_cast<size_t>(capacity));
     const size_t bytes = CPU_ALLOC_SIZE(static_cast<size_t>(capacity));
     std::vector<int> cpus;
-    const bool known = sched_getaffinity(0, bytes, set) == 0;
+    const bool known = sched_getaffinity(process, bytes, set) == 0;
     for (int i = 0; known && i < capacity; i++) {
       if (CPU_ISSET_S(static_cast<size_t>(i), bytes, set)) cpus.push_back(i);
     }
@@ -92,9 +93,10 @@ std::string widest_instruction_set() {
 
 Machine this_machine() {
   Machine machine;
-  const auto cpus = allowed_cpus();
-  machine.cores = cores_of(cpus);
-  machine.hardware_threads = static_cast<int>(cpus.size());
+  machine.cores = cores_of(allowed_cpus(0));
+  // The launcher binds its children, not itself.
+  machine.cores_of_host =
+      static_cast<int>(std::max(machine.cores.size(), cores_of(allowed_cpus(getppid())).size()));
   machine.quota = cpu_quota();
   machine.processor = proc_value("/proc/cpuinfo", "model name");
   if (machine.processor.empty()) machine.processor = "unknown processor";
@@ -136,6 +138,19 @@ int default_threads(const Machine& machine, MpiSession& session) {
   if (machine.quota > 0) share = std::min(share, machine.quota / session.local_size());
   return std::max(1, static_cast<int>(std::floor(share + 1e-6)));
 }
+
+int64_t space_bytes(const std::filesystem::path& folder) {
+  std::error_code error;
+  const auto space = std::filesystem::space(folder, error);
+  return error ? 0 : static_cast<int64_t>(space.available);
+}
+
+double load_average() {
+  double load = 0;
+  return getloadavg(&load, 1) == 1 ? load : 0;
+}
+
+bool has_nvidia_gpu() { return std::filesystem::exists("/dev/nvidia0"); }
 
 std::string size_text(int64_t bytes) {
   const char* units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};

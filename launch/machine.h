@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -12,7 +13,7 @@ struct Machine {
   std::string processor;          // "AMD EPYC 9575F 64-Core Processor"
   std::string instruction_set;    // the widest that kernels use: "AVX-512 with bf16", "AVX2"
   std::vector<int> cores;         // physical cores that this process may run on
-  int hardware_threads = 0;       // that it may run on
+  int cores_of_host = 0;          // that it could run on, had the launcher not bound it
   double quota = 0;               // cores' worth of time that a container allows; 0: no limit
   int64_t memory_bytes = 0;       // of the machine, or the container's limit
   int64_t memory_free_bytes = 0;  // available without swapping
@@ -23,6 +24,10 @@ Machine this_machine();
 // Physical cores divided by the workers that share them, at least 1. Workers that mpirun bound to
 // cores of their own share nothing. Collective.
 int default_threads(const Machine& machine, MpiSession& session);
+
+int64_t space_bytes(const std::filesystem::path& folder);  // free to this user; 0 when unknown
+double load_average();                                     // of the last minute
+bool has_nvidia_gpu();
 
 // "1.5 GiB"
 std::string size_text(int64_t bytes);

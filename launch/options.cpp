@@ -76,6 +76,12 @@ std::string OptionTable::origin(const std::string& name) const {
   return option->origin;
 }
 
+void OptionTable::forget(const std::string& name) {
+  Option* option = find(name);
+  CHECK(option != nullptr, "option {}", name);
+  option->origin.clear();
+}
+
 void OptionTable::require(const std::string& name) const {
   if (!given(name)) {
     throw UsageError("--{} {} is missing: {}", name, find(name)->value.placeholder,
@@ -148,8 +154,9 @@ void OptionTable::parse(const std::vector<std::string>& arguments) {
   size_t place = 0;
   for (const po::option& token : parsed) {
     const std::string typed = token.original_tokens.empty() ? "" : token.original_tokens.front();
-    if (token.unregistered && typed.starts_with("-") && typed != "-") unknown(typed);
-    if (token.position_key >= 0 || token.unregistered) {
+    const bool stray = token.position_key >= 0 || token.unregistered;
+    if (stray && typed.starts_with("-") && typed != "-") unknown(typed);
+    if (stray) {
       if (place == positionals_.size()) {
         throw UsageError("'{}' is not expected here; '{} --help' shows the usage", typed, command_);
       }
@@ -159,7 +166,14 @@ void OptionTable::parse(const std::vector<std::string>& arguments) {
     Option* option = find(token.string_key);
     CHECK(option != nullptr, "option {}", token.string_key);
     if (option->value.placeholder.empty()) assign(*option, "true", "--" + option->name);
-    for (const auto& text : token.value) assign(*option, text, "--" + option->name);
+    for (const auto& text : token.value) {
+      // The value was forgotten. (A text like this can be given as --name=--text.)
+      if (text.starts_with("--") && text != typed && find(text.substr(2)) != nullptr &&
+          token.original_tokens.size() > 1) {
+        throw UsageError("--{} needs a value: {}", option->name, option->value.placeholder);
+      }
+      assign(*option, text, "--" + option->name);
+    }
   }
   if (place < positionals_.size()) {
     throw UsageError("{} is missing; usage: {} {}", positionals_[place].first, command_, usage_);

@@ -148,6 +148,9 @@ class OptionTable {
   void read_file(const std::filesystem::path& file,
                  const std::function<bool(const std::string& name)>& skip = nullptr);
 
+  // As if it had not been given so far.
+  void forget(const std::string& name);
+
   bool given(const std::string& name) const { return !origin(name).empty(); }
   // Where a value came from: "--steps", or "run.cfg:12: steps"; empty when it was not given.
   std::string origin(const std::string& name) const;

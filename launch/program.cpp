@@ -165,13 +165,9 @@ bool wants_help(const Arguments& arguments) {
                      [](const std::string& a) { return a == "--help" || a == "-h"; });
 }
 
-bool parse_or_help(OptionTable& table, const Arguments& arguments, const MpiSession* session) {
-  if (wants_help(arguments)) {
-    if (first_worker(session)) fmt::print("{}", table.help());
-    return false;
-  }
-  table.parse(arguments);
-  return true;
+ExitCode show_help(const OptionTable& table, const MpiSession* session) {
+  if (first_worker(session)) fmt::print("{}", table.help());
+  return ExitCode::done;
 }
 
 int run_program(int argc, char** argv) {

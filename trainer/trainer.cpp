@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "comm/agreement.h"
 #include "trainer/resume.h"
 #include "trainer/run.h"
 
@@ -13,7 +14,8 @@ static_assert(std::atomic<bool>::is_always_lock_free, "set by signal handlers");
 
 }  // namespace
 
-ExitCode train(const TrainConfig& config, Communicator& communicator) {
+ExitCode train(const TrainConfig& config, Communicator& communicator,
+               const std::function<void()>& accepted) {
   validate(config.model);
   validate(batch_plan(config, communicator));
   const Dataset dataset = Dataset::open(config.data);
@@ -23,6 +25,7 @@ ExitCode train(const TrainConfig& config, Communicator& communicator) {
                     config.model.vocab_size);
   }
   Run run(config, communicator, dataset, find_start(config, dataset, communicator), stop_requested);
+  if (accepted) run_together(communicator, accepted);
   const ExitCode code = run.train();
   stop_requested = false;
   return code;

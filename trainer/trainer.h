@@ -1,4 +1,6 @@
 #pragma once
+#include <functional>
+
 #include "comm/communicator.h"
 #include "core/check.h"
 #include "trainer/config.h"
@@ -7,8 +9,11 @@ namespace lockstep {
 
 // Trains until config.steps, or until a stop is requested: then saves and returns
 // ExitCode::stopped. Collective. Resumes when the run folder holds a checkpoint; throws UsageError
-// when the options contradict it, naming both values.
-ExitCode train(const TrainConfig& config, Communicator& communicator);
+// when the options contradict it, naming both values. `accepted` is called on every worker when
+// nothing does and the run folder is there, before the first step; what it throws on any, all
+// throw.
+ExitCode train(const TrainConfig& config, Communicator& communicator,
+               const std::function<void()>& accepted = nullptr);
 
 // Asks the running train to save and return after the current step. Safe in a signal handler.
 void request_stop() noexcept;

@@ -1,0 +1,107 @@
+#include "inference/evaluate.h"
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "checkpoints/checkpoint.h"
+#include "comm/agreement.h"
+#include "launch/command.h"
+#include "launch/compute_options.h"
+
+namespace lockstep::launch {
+namespace {
+
+struct EvaluateOptions {
+  std::filesystem::path checkpoint, data;
+  std::string split = "validation";
+  bool json = false;
+  ComputeOptions compute;
+};
+
+OptionTable options(EvaluateOptions& o) {
+  OptionTable table("lockstep evaluate", "--checkpoint PATH --data DATASET [OPTION]...",
+                    "Scores a model on every token of a split, each once. Under mpirun the work is "
+                    "shared, and the\nfigures are the same for any number of workers.");
+  table.group("Model and data");
+  table.add("checkpoint", path(o.checkpoint, "PATH"),
+            "a run folder (its newest good checkpoint), a step folder, or an exported model.h5");
+  table.add("data", path(o.data, "DATASET"), "dataset folder, made by 'lockstep prepare'");
+  table.add("split", text(o.split, "NAME"), "train or validation (default validation)");
+  table.group("Output");
+  table.add("json", flag(o.json),
+            "one JSON object: loss (nats a token), perplexity, bits_per_byte, tokens, bytes");
+  add_compute_options(table, o.compute);
+  return table;
+}
+
+void check_same_tokenizer(const Checkpoint& checkpoint, const Dataset& dataset,
+                          const EvaluateOptions& o) {
+  const Tokenizer tokenizer = Tokenizer::from_json(checkpoint.info().tokenizer_json);
+  if (tokenizer.fingerprint() == dataset.tokenizer().fingerprint()) return;
+  throw DataError(
+      "{} was made with another tokenizer than {}; prepare the text again with the model's:\n"
+      "lockstep checkpoint export {} --format hf --output MODEL, then prepare --tokenizer MODEL",
+      o.data.string(), o.checkpoint.string(), o.checkpoint.string());
+}
+
+// Windows of a forward pass: enough tokens to keep matrix products efficient.
+constexpr int64_t kTokensAtOnce = 4096;
+
+std::unique_ptr<Transformer> load_model(const Checkpoint& checkpoint, DType precision) {
+  Transformer::Options options;
+  options.precision = precision;
+  const int64_t length = checkpoint.info().model.context_length;
+  options.micro_batch_size = std::max<int64_t>(1, kTokensAtOnce / length);
+  options.training = false;
+  auto model = std::make_unique<Transformer>(checkpoint.info().model, options);
+  checkpoint.read(FlatKind::weights, 0, model->weights());
+  return model;
+}
+
+void print_table(const EvaluateOptions& o, const Evaluation& evaluation, DType precision,
+                 double seconds) {
+  fmt::print("{:<15}{:.4f} nats a token\n", "loss", evaluation.loss);
+  fmt::print("{:<15}{:.2f}\n", "perplexity", evaluation.perplexity);
+  fmt::print("{:<15}{:.4f}\n", "bits a byte", evaluation.bits_per_byte);
+  fmt::print("{:<15}{} ({} bytes of text, split {})\n", "tokens", evaluation.tokens,
+             evaluation.bytes, o.split);
+  fmt::print(stderr, "[{}, {:.1f} s, {:.0f} tokens/s]\n", name(precision), seconds,
+             static_cast<double>(evaluation.tokens) / seconds);
+}
+
+}  // namespace
+
+ExitCode run_evaluate(const Arguments& arguments, MpiSession* session) {
+  EvaluateOptions o;
+  OptionTable table = options(o);
+  if (wants_help(arguments)) return show_help(table, session);
+  run_together(session->world(), [&] {
+    table.parse(arguments);
+    table.require("checkpoint");
+    table.require("data");
+    check_device(o.compute.device);
+  });
+  const DType precision = start_compute(o.compute, session);
+  std::optional<Dataset> dataset;
+  std::unique_ptr<Transformer> model;
+  run_together(session->world(), [&] {
+    dataset.emplace(Dataset::open(o.data));
+    dataset->split(o.split);
+    const Checkpoint checkpoint = Checkpoint::open(o.checkpoint);
+    check_same_tokenizer(checkpoint, *dataset, o);
+    model = load_model(checkpoint, precision);
+  });
+  const auto start = std::chrono::steady_clock::now();
+  const Evaluation evaluation = evaluate(*model, dataset->split(o.split), session->world());
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  if (session->rank() != 0) return ExitCode::done;
+  if (o.json) {
+    fmt::print("{}\n", to_json(evaluation).dump());
+  } else {
+    print_table(o, evaluation, precision, elapsed.count());
+  }
+  return ExitCode::done;
+}
+
+}  // namespace lockstep::launch

@@ -1,0 +1,46 @@
+#include "launch/signals.h"
+
+#include <signal.h>
+#include <time.h>
+
+#include <atomic>
+
+#include "trainer/trainer.h"
+
+namespace lockstep::launch {
+namespace {
+
+std::atomic<int64_t> first_signal_ms{0};
+static_assert(std::atomic<int64_t>::is_always_lock_free);
+
+int64_t now_ms() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000 + 1;
+}
+
+// A launcher and a batch system may both pass on one request, so a signal that follows the first
+// within this time counts as the same.
+constexpr int64_t kSameRequestMs = 250;
+
+void on_signal(int number) {
+  int64_t first = 0;
+  if (first_signal_ms.compare_exchange_strong(first, now_ms())) {
+    request_stop();
+  } else if (now_ms() - first > kSameRequestMs) {
+    signal(number, SIG_DFL);
+    raise(number);
+  }
+}
+
+}  // namespace
+
+void stop_on_signals() {
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  for (const int number : {SIGTERM, SIGINT, SIGUSR1}) sigaction(number, &action, nullptr);
+}
+
+}  // namespace lockstep::launch

@@ -1,0 +1,9 @@
+#pragma once
+
+namespace lockstep::launch {
+
+// SIGTERM, SIGINT and SIGUSR1 ask the training to save and return (trainer's request_stop), from
+// now on, start-up included. A second one ends the process at once, with the signal's usual status.
+void stop_on_signals();
+
+}  // namespace lockstep::launch

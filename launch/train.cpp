@@ -1,0 +1,102 @@
+#include <spdlog/spdlog.h>
+
+#include "checkpoints/checkpoint.h"
+#include "comm/agreement.h"
+#include "core/file.h"
+#include "data/dataset.h"
+#include "launch/command.h"
+#include "launch/train_options.h"
+#include "trainer/trainer.h"
+
+namespace lockstep::launch {
+namespace {
+
+std::filesystem::path options_of(const std::filesystem::path& run) { return run / "run.cfg"; }
+
+// Command line, --config, and what an earlier start of the run left in run.cfg: in this order. A
+// run without a checkpoint starts anew, from its run.cfg only when nothing else names the data.
+void read_options(TrainOptions& options, OptionTable& table, const Arguments& arguments,
+                  bool first) {
+  table.parse(arguments);
+  if (!options.config.empty()) table.read_file(options.config);
+  table.require("run");
+  const bool resumes = !list_checkpoints(options.run).empty();
+  if (options.fresh && resumes) {
+    throw UsageError("--fresh: {} holds checkpoints already; choose another --run, or remove it",
+                     options.run.string());
+  }
+  const auto earlier = options_of(options.run);
+  if (!options.fresh && std::filesystem::exists(earlier) && (resumes || !table.given("data"))) {
+    // auto stands for what was resolved then, on a machine that may have been another.
+    if (options.precision == PrecisionChoice::automatic) table.forget("precision");
+    table.read_file(earlier, [&](const std::string& name) { return superseded(table, name); });
+    if (first) spdlog::info("options not given come from {}", earlier.string());
+  }
+  table.require("data");
+}
+
+// The architecture that is fixed already: that of the weights to start with, which a run that is
+// there has in its own checkpoints.
+std::optional<ModelConfig> model_of_weights(const TrainOptions& options) {
+  if (options.initialize_from.empty()) return std::nullopt;
+  auto steps = list_checkpoints(options.run);
+  for (; !steps.empty(); steps.pop_back()) {
+    try {
+      return Checkpoint::open(checkpoint_folder(options.run, steps.back())).info().model;
+    } catch (const DataError&) {  // the trainer warns of it, and takes the next older one
+    }
+  }
+  return Checkpoint::open(options.initialize_from).info().model;
+}
+
+// An adapted micro-batch computes the same, in other pieces, when a run goes on with another number
+// of workers.
+void adapt_micro_batch(TrainOptions& options, const OptionTable& table, int workers, bool first) {
+  const bool from_run =
+      table.origin("micro-batch-size").starts_with(options_of(options.run).string());
+  if (!from_run || *options.batch_size % workers != 0) return;
+  const int64_t share = *options.batch_size / workers;
+  if (share % *options.micro_batch_size == 0) return;
+  while (share % *options.micro_batch_size != 0) --*options.micro_batch_size;
+  if (first) {
+    spdlog::info("micro-batch-size is {} now, for {} workers", *options.micro_batch_size, workers);
+  }
+}
+
+// Only once the trainer has found nothing in them that contradicts the run.
+void write_options(const TrainOptions& options, const OptionTable& table) {
+  write_file_atomically(options_of(options.run),
+                        table.to_config_file("# What this run was started with. 'lockstep train "
+                                             "--config' accepts this file.\n"));
+}
+
+}  // namespace
+
+ExitCode run_train(const Arguments& arguments, MpiSession* session) {
+  TrainOptions options;
+  OptionTable table = train_table(options);
+  if (wants_help(arguments)) return show_help(table, session);
+  Communicator& world = session->world();
+  const bool first = session->rank() == 0;
+  run_together(world, [&] {
+    read_options(options, table, arguments, first);
+    check_device(options.device);
+  });
+  start_threads(options.threads, session);
+  Surroundings surroundings;
+  surroundings.workers = session->size();
+  surroundings.fast_bf16 = fast_bf16(session);
+  TrainConfig config;
+  run_together(world, [&] {
+    options.data = std::filesystem::absolute(options.data).lexically_normal();
+    surroundings.vocab_size = Dataset::open(options.data).tokenizer().vocab_size();
+    surroundings.weights = model_of_weights(options);
+    adapt_micro_batch(options, table, session->size(), first);
+    config = resolve_train(options, table, surroundings);
+  });
+  return train(config, world, [&] {
+    if (first) write_options(options, table);
+  });
+}
+
+}  // namespace lockstep::launch

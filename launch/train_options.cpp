@@ -1,0 +1,363 @@
+#include "launch/train_options.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace lockstep::launch {
+namespace {
+
+// Sizes of a model when none are given: one that learns something from a few megabytes of text
+// within minutes on a few cores.
+constexpr int64_t kDefaultLayers = 4, kDefaultHeads = 4, kDefaultWidth = 256, kDefaultContext = 256;
+// Sequences a step, and tokens of a forward pass: enough rows to keep matrix products efficient.
+constexpr int64_t kDefaultBatch = 16, kDefaultMicroBatchTokens = 4096;
+
+const char* const kPresetSizes[] = {"family",   "layers",   "heads",
+                                    "kv-heads", "ffn-size", "hidden-size"};
+
+bool is_preset_size(const std::string& name) {
+  return std::find(std::begin(kPresetSizes), std::end(kPresetSizes), name) !=
+         std::end(kPresetSizes);
+}
+
+OptionValue preset_name(std::string& field) {
+  return {.placeholder = "PRESET",
+          .set =
+              [&field](const std::string& text) {
+                preset(text);  // throws, with the nearest names, when there is none
+                field = text;
+              },
+          .get = [&field] { return field; }};
+}
+
+OptionValue loss_scale(std::string& field) {
+  return {.placeholder = "dynamic|NUMBER",
+          .set =
+              [&field](const std::string& text) {
+                if (text != "dynamic") {
+                  try {
+                    to_real(text, kPositive);
+                  } catch (const std::invalid_argument&) {
+                    throw std::invalid_argument("dynamic or a number above 0 is needed");
+                  }
+                }
+                field = text;
+              },
+          .get = [&field] { return field; }};
+}
+
+std::vector<std::pair<std::string, kernels::Activation>> activations() {
+  using kernels::Activation;
+  std::vector<std::pair<std::string, Activation>> all;
+  for (const auto activation : {Activation::relu, Activation::sigmoid, Activation::tanh,
+                                Activation::gelu, Activation::gelu_tanh, Activation::silu}) {
+    all.emplace_back(kernels::name(activation), activation);
+  }
+  return all;
+}
+
+void add_run_options(OptionTable& table, TrainOptions& o) {
+  table.group("Run");
+  table.add("data", path(o.data, "DATASET"), "dataset folder, made by 'lockstep prepare'");
+  table.add("run", path(o.run, "DIR"),
+            "run folder: checkpoints, metrics.jsonl, run.cfg; a run that is there goes on",
+            InConfigFile::no);
+  table.add("config", path(o.config, "FILE"),
+            "read options from FILE, a 'name = value' a line; the command line comes first",
+            InConfigFile::no);
+  table.add("fresh", flag(o.fresh), "refuse to go on with a run that is there", InConfigFile::no);
+  table.add("initialize-from", path(o.initialize_from, "CHECKPOINT"),
+            "start with these weights (fine-tuning): a step or run folder, or a model.h5");
+  table.add("steps", integer(o.steps, 1), "optimizer steps in all (default 1000)");
+  table.add("seed", seed(o.seed), "of weights, order of the data and dropout (default 0)");
+}
+
+void add_model_options(OptionTable& table, TrainOptions& o) {
+  table.group("Model");
+  table.add("model", preset_name(o.preset),
+            fmt::format("a published size instead of the options below: {}",
+                        fmt::join(preset_names(), ", ")));
+  table.add("family",
+            choice(o.family, {{"gpt2", Family::gpt2}, {"llama", Family::llama}}, "gpt2|llama"),
+            "gpt2: learned positions, layernorm, biases; llama: RoPE, RMSNorm, gated feed-forward "
+            "(default gpt2)");
+  table.add("layers", integer(o.layers, 1, 4096), "transformer layers (default 4)");
+  table.add("heads", integer(o.heads, 1, 1 << 20), "attention heads a layer (default 4)");
+  table.add("kv-heads", integer(o.kv_heads, 1, 1 << 20),
+            "key and value heads, shared by groups of heads; llama (default: as many as heads)");
+  table.add("hidden-size", integer(o.hidden_size, 1, 1 << 20),
+            "channels of the residual stream, a multiple of heads (default 256)");
+  table.add("ffn-size", integer(o.ffn_size, 1, 1 << 22),
+            "channels inside the feed-forward block (default: gpt2 4, llama 8/3 of hidden-size, "
+            "the latter rounded up to a multiple of 16)");
+  table.add(
+      "context-length", integer(o.context_length, 1, 1 << 24),
+      "tokens of the longest sequence, and of those trained on (default 256, or the preset's)");
+  table.add("activation", choice(o.activation, activations()),
+            "relu, sigmoid, tanh, gelu, gelu_tanh, silu (default: gpt2 gelu_tanh, llama silu)");
+  table.add("dropout", real(o.dropout, {0, 1, false, true}),
+            "probability of dropping a value, from 0 to below 1 (default 0)");
+}
+
+void add_step_options(OptionTable& table, TrainOptions& o) {
+  table.group("Batch");
+  table.add("batch-size", integer(o.batch_size, 1),
+            "sequences a step, over all workers (default 16, rounded up to a multiple of workers)");
+  table.add(
+      "micro-batch-size", integer(o.micro_batch_size, 1),
+      "sequences a forward pass of one worker; the rest of its share is accumulated (default: "
+      "as many as hold 4096 tokens)");
+
+  OptimizerConfig& p = o.optimizer;
+  table.group("Optimizer");
+  table.add("optimizer",
+            choice(p.kind, {{"adamw", OptimizerKind::adamw}, {"adam", OptimizerKind::adam}},
+                   "adamw|adam"),
+            "adamw decouples weight decay, adam adds it to the gradient (default adamw)");
+  table.add("beta1", real(p.beta1, {0, 1, false, true}), "decay of the first moment (default 0.9)");
+  table.add("beta2", real(p.beta2, {0, 1, false, true}),
+            "decay of the second moment (default 0.95)");
+  table.add("epsilon", real(p.epsilon, kPositive), "added to the root (default 1e-8)");
+  table.add("weight-decay", real(p.weight_decay, kNotNegative),
+            "of matrices and embeddings (default 0.1)");
+  table.add("clip-norm", real(p.clip_norm, kNotNegative),
+            "largest L2 norm of the whole gradient; 0: no limit (default 1)");
+  table.add("clip-value", real(p.clip_value, kNotNegative),
+            "largest magnitude of each value of the gradient; 0: no limit (default 0)");
+
+  table.group("Schedule");
+  table.add("learning-rate", real(o.learning_rate, kPositive),
+            "at its peak (default: 0.46 / hidden-size, at most 2e-3; a tenth of it with "
+            "--initialize-from)");
+  table.add("schedule",
+            choice(o.schedule, {{"cosine", Schedule::cosine},
+                                {"linear", Schedule::linear},
+                                {"constant", Schedule::constant},
+                                {"inverse-sqrt", Schedule::inverse_sqrt},
+                                {"wsd", Schedule::wsd}}),
+            "after the warm-up: cosine, linear, constant, inverse-sqrt or wsd (constant, then "
+            "linear over the last fifth) (default cosine)");
+  table.add("warmup-steps", integer(o.warmup_steps, 0),
+            "steps of linear rise at the beginning (default: 5 % of the steps, at most 2000)");
+  table.add("min-lr-ratio", real(o.min_lr_ratio, {0, 1}),
+            "the lowest learning rate, as a share of the peak (default 0.1)");
+}
+
+void add_machine_options(OptionTable& table, TrainOptions& o) {
+  table.group("Numerics");
+  add_precision_option(table, o.precision);
+  table.add("loss-scale", loss_scale(o.loss_scale),
+            "of fp16: dynamic, or a fixed number (default dynamic)");
+  table.add("reduce", choice(o.reduce, {{"all-reduce", ReduceChoice::all_reduce}}, "all-reduce"),
+            "how gradients are summed over workers (default all-reduce: MPI_Allreduce)");
+  table.add("recompute", flag(o.recompute),
+            "redo each layer's forward pass in backward: less memory, a third more time, the same "
+            "bits");
+
+  table.group("Machine");
+  add_device_options(table, o.device, o.threads);
+
+  table.group("Output");
+  table.add("checkpoint-every", integer(o.checkpoint_every, 0),
+            "steps between checkpoints; 0: only at the end (default 500)");
+  table.add("keep", integer(o.keep, 0, 1 << 30),
+            "checkpoints to keep, the newest; 0: all (default 3)");
+  table.add("evaluate-every", integer(o.evaluate_every, 0),
+            "steps between evaluations of the validation split; 0: only at the end (default 250)");
+  table.add("log-every", integer(o.log_every, 1), "steps between lines of progress (default 10)");
+}
+
+ModelConfig model_by_options(TrainOptions& o, const OptionTable& table) {
+  ModelConfig model;
+  if (!o.preset.empty()) {
+    for (const char* size : kPresetSizes) {
+      if (table.given(size)) {
+        throw UsageError("{} contradicts {} {}, which says it too; leave one of them out",
+                         table.origin(size), table.origin("model"), o.preset);
+      }
+    }
+    model = preset(o.preset);
+  } else {
+    model = family_defaults(o.family.value_or(Family::gpt2));
+    model.num_layers = o.layers.value_or(kDefaultLayers);
+    model.num_heads = o.heads.value_or(kDefaultHeads);
+    model.num_kv_heads = o.kv_heads.value_or(0);
+    model.hidden_size = o.hidden_size.value_or(kDefaultWidth);
+    model.ffn_size = o.ffn_size.value_or(0);
+    model.context_length = kDefaultContext;
+  }
+  if (o.context_length) model.context_length = *o.context_length;
+  if (o.activation) model.activation = *o.activation;
+  fill_in_sizes(model);
+  return model;
+}
+
+// The architecture of given weights cannot be chosen any more, only said again.
+ModelConfig model_of_weights(const TrainOptions& o, const OptionTable& table, ModelConfig model) {
+  const auto agree = [&](const char* option, const auto& said, const auto& has) {
+    if (table.given(option) && said && *said != has) {
+      throw UsageError("{} contradicts the weights that it starts with, where it is {}",
+                       table.origin(option), has);
+    }
+  };
+  agree("layers", o.layers, model.num_layers);
+  agree("heads", o.heads, model.num_heads);
+  agree("kv-heads", o.kv_heads, model.num_kv_heads);
+  agree("hidden-size", o.hidden_size, model.hidden_size);
+  agree("ffn-size", o.ffn_size, model.ffn_size);
+  if (o.family && *o.family != model.family) {
+    throw UsageError("{} {} contradicts the weights that it starts with, which are {}",
+                     table.origin("family"), name(*o.family), name(model.family));
+  }
+  if (o.activation && *o.activation != model.activation) {
+    throw UsageError("{} {} contradicts the weights that it starts with, which have {}",
+                     table.origin("activation"), kernels::name(*o.activation),
+                     kernels::name(model.activation));
+  }
+  if (!o.preset.empty()) {
+    const ModelConfig said = preset(o.preset);
+    if (said.family != model.family || said.num_layers != model.num_layers ||
+        said.hidden_size != model.hidden_size) {
+      throw UsageError("{} {} contradicts the weights that it starts with: {}, {} layers, width {}",
+                       table.origin("model"), o.preset, name(model.family), model.num_layers,
+                       model.hidden_size);
+    }
+  }
+  if (o.context_length) model.context_length = *o.context_length;
+  return model;
+}
+
+// What run.cfg shall say of the model: sizes, unless a preset says them.
+void write_back(TrainOptions& o, const ModelConfig& model) {
+  o.context_length = model.context_length;
+  o.activation = model.activation;
+  if (!o.preset.empty()) return;
+  o.family = model.family;
+  o.layers = model.num_layers;
+  o.heads = model.num_heads;
+  o.kv_heads = model.num_kv_heads;
+  o.hidden_size = model.hidden_size;
+  o.ffn_size = model.ffn_size;
+}
+
+std::string divisors_text(int64_t n) {
+  std::vector<int64_t> divisors;
+  for (int64_t d = 1; d <= n && divisors.size() < 8; d++) {
+    if (n % d == 0) divisors.push_back(d);
+  }
+  return fmt::format("{}", fmt::join(divisors, ", "));
+}
+
+void resolve_batch(TrainOptions& o, const OptionTable& table, int64_t context_length,
+                   int64_t workers) {
+  if (!o.batch_size) o.batch_size = (kDefaultBatch + workers - 1) / workers * workers;
+  if (*o.batch_size % workers != 0) {
+    const int64_t below = *o.batch_size / workers * workers;
+    throw UsageError("{} {} is not divisible by {} workers; the nearest that are: {}{}",
+                     table.origin("batch-size"), *o.batch_size, workers,
+                     below > 0 ? fmt::format("{} and ", below) : "", below + workers);
+  }
+  const int64_t share = *o.batch_size / workers;
+  if (!o.micro_batch_size) {
+    const int64_t most = std::max<int64_t>(1, kDefaultMicroBatchTokens / context_length);
+    o.micro_batch_size = std::min(share, most);
+    while (share % *o.micro_batch_size != 0) --*o.micro_batch_size;
+  }
+  if (share % *o.micro_batch_size != 0) {
+    throw UsageError(
+        "{} {} does not divide the {} sequences a worker ({} over {} workers); choose one of {}",
+        table.origin("micro-batch-size"), *o.micro_batch_size, share, *o.batch_size, workers,
+        divisors_text(share));
+  }
+}
+
+void resolve_schedule(TrainOptions& o, const OptionTable& table, int64_t hidden_size) {
+  if (!o.learning_rate) {
+    // 6e-4 at width 768, as GPT-3 125M, and in inverse proportion to the width: near to the rates
+    // of the larger ones (Brown et al., 2020, Table 2.1).
+    const double rate = std::min(2e-3, 0.46 / static_cast<double>(hidden_size));
+    o.learning_rate = o.initialize_from.empty() ? rate : rate / 10;
+  }
+  if (!o.warmup_steps) o.warmup_steps = std::min<int64_t>(o.steps / 20, 2000);
+  if (table.given("warmup-steps") && *o.warmup_steps > o.steps) {
+    throw UsageError("{} {} is more than the {} steps of the run; make it smaller",
+                     table.origin("warmup-steps"), *o.warmup_steps, o.steps);
+  }
+}
+
+void check_loss_scale(const TrainOptions& o, const OptionTable& table, DType precision) {
+  if (precision != DType::fp16 && o.loss_scale != "dynamic" &&
+      to_real(o.loss_scale, kPositive) != 1) {
+    throw UsageError("{} {} is of use with --precision fp16 only; leave it out",
+                     table.origin("loss-scale"), o.loss_scale);
+  }
+}
+
+PrecisionChoice choice_of(DType precision) {
+  if (precision == DType::fp32) return PrecisionChoice::fp32;
+  return precision == DType::bf16 ? PrecisionChoice::bf16 : PrecisionChoice::fp16;
+}
+
+}  // namespace
+
+OptionTable train_table(TrainOptions& options) {
+  OptionTable table("lockstep train", "--data DATASET --run DIR [OPTION]...",
+                    "Trains a model; under mpirun, on all workers. A run that is there goes on: "
+                    "then options that\nare not given come from RUN/run.cfg, so that 'lockstep "
+                    "train --run DIR' is enough. SIGTERM,\nSIGINT and SIGUSR1 save and end it with "
+                    "exit code 75; run it again to go on.");
+  add_run_options(table, options);
+  add_model_options(table, options);
+  add_step_options(table, options);
+  add_machine_options(table, options);
+  return table;
+}
+
+bool superseded(const OptionTable& given, const std::string& name) {
+  if (is_preset_size(name)) return given.given("model");
+  if (name != "model") return false;
+  return std::any_of(std::begin(kPresetSizes), std::end(kPresetSizes),
+                     [&](const char* size) { return given.given(size); });
+}
+
+TrainConfig resolve_train(TrainOptions& o, const OptionTable& table,
+                          const Surroundings& surroundings) {
+  check_device(o.device);
+  ModelConfig model = surroundings.weights ? model_of_weights(o, table, *surroundings.weights)
+                                           : model_by_options(o, table);
+  if (!surroundings.weights) model.vocab_size = surroundings.vocab_size;
+  model.dropout = static_cast<float>(o.dropout);
+  validate(model);
+  write_back(o, model);
+  resolve_batch(o, table, model.context_length, surroundings.workers);
+  resolve_schedule(o, table, model.hidden_size);
+  const DType precision = resolve_precision(o.precision, surroundings.fast_bf16);
+  o.precision = choice_of(precision);
+  check_loss_scale(o, table, precision);
+  if (!o.checkpoint_every) o.checkpoint_every = 500;
+  if (!o.evaluate_every) o.evaluate_every = 250;
+
+  TrainConfig config;
+  config.data = o.data;
+  config.run = o.run;
+  config.fresh = o.fresh;
+  config.initialize_from = o.initialize_from;
+  config.steps = o.steps;
+  config.seed = o.seed;
+  config.model = model;
+  config.batch_size = *o.batch_size;
+  config.micro_batch_size = *o.micro_batch_size;
+  config.optimizer = o.optimizer;
+  config.schedule = {o.schedule, *o.learning_rate, *o.warmup_steps, o.min_lr_ratio};
+  config.precision = precision;
+  if (o.loss_scale != "dynamic") config.loss_scale = to_real(o.loss_scale, kPositive);
+  config.recompute = o.recompute;
+  config.checkpoint_every = *o.checkpoint_every;
+  config.keep = o.keep;
+  config.evaluate_every = *o.evaluate_every;
+  config.log_every = o.log_every;
+  return config;
+}
+
+}  // namespace lockstep::launch
