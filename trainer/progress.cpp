@@ -51,12 +51,13 @@ std::string with_thousands(double value) {
   return text;
 }
 
+// Losses and norms are not negative, but a NaN may be, and its sign says nothing.
 std::vector<std::string> words(const ProgressStatus& s) {
   const int digits = static_cast<int>(std::to_string(s.steps).size());
   std::vector<std::string> words{fmt::format("step {:{}}/{}", s.step, digits, s.steps),
-                                 fmt::format("loss {:.4f}", s.loss)};
+                                 fmt::format("loss {:.4f}", std::abs(s.loss))};
   words.push_back(s.skipped ? "skipped" : fmt::format("lr {:.2e}", s.learning_rate));
-  words.push_back(fmt::format("grad norm {:.2f}", s.grad_norm));
+  words.push_back(fmt::format("grad norm {:.2f}", std::abs(s.grad_norm)));
   words.push_back(with_thousands(s.tokens_per_second) + " tokens/s");
   if (s.peak_share > 0) words.push_back(fmt::format("{:.0f} % of peak", 100 * s.peak_share));
   if (s.seconds_left > 0) words.push_back(duration_text(s.seconds_left) + " left");

@@ -30,10 +30,14 @@ LossScaler loss_scaler(const TrainConfig& config) {
   return config.precision == DType::fp16 ? LossScaler::dynamic() : LossScaler::fixed(1);
 }
 
+std::string plural(int64_t count, const char* noun) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
+}
+
 std::string count_text(double count) {
-  if (count >= 1e9) return fmt::format("{:.2f} G", count / 1e9);
-  if (count >= 1e6) return fmt::format("{:.2f} M", count / 1e6);
-  return count >= 1e3 ? fmt::format("{:.1f} k", count / 1e3) : fmt::format("{:.0f}", count);
+  if (count >= 1e9) return fmt::format("{:.2f} billion", count / 1e9);
+  if (count >= 1e6) return fmt::format("{:.2f} million", count / 1e6);
+  return fmt::format("{:.0f}", count);
 }
 
 }  // namespace
@@ -115,15 +119,15 @@ void Run::describe(const Start& start) {
   const double memory = static_cast<double>(
       model_.memory().weights + model_.memory().gradients + model_.memory().activations +
       optimizer_.exp_avg().size_bytes() * (config_.precision == DType::fp32 ? 2 : 3));
-  progress_.note(fmt::format(
-      "{} model of {}parameters, {}; {} worker(s) with {} thread(s) each, {:.0f} MiB a worker",
-      name(config_.model.family), count_text(static_cast<double>(model_.table().size())) + " ",
-      name(config_.precision), communicator_.size(), num_threads(), memory / (1 << 20)));
-  progress_.note(fmt::format(
-      "{} steps of {} sequences of {} tokens, {} tokens a step: {:.2f} epochs of {}tokens",
-      config_.steps, config_.batch_size, config_.model.context_length, loader_.plan().step_tokens(),
-      sampler_.epoch(config_.steps),
-      count_text(static_cast<double>(dataset_.split("train").size())) + " "));
+  progress_.note(fmt::format("{} model of {} parameters, {}; {} with {} each, {:.0f} MiB a worker",
+                             name(config_.model.family),
+                             count_text(static_cast<double>(model_.table().size())),
+                             name(config_.precision), plural(communicator_.size(), "worker"),
+                             plural(num_threads(), "thread"), memory / (1 << 20)));
+  progress_.note(fmt::format("{} of {} of {} tokens: {:.2f} epochs of {} tokens",
+                             plural(config_.steps, "step"), plural(config_.batch_size, "sequence"),
+                             config_.model.context_length, sampler_.epoch(config_.steps),
+                             count_text(static_cast<double>(dataset_.split("train").size()))));
   for (const std::string& text : start.notes) progress_.note(text);
   if (start.checkpoint) {
     progress_.note(fmt::format("{} {}",
@@ -156,8 +160,7 @@ ExitCode Run::train() {
     give_up_when_lost(result);
     save_when_due(stop);
   }
-  run_together(communicator_, [&] { checkpoints_.wait(); });
-  note_saved();
+  finish_save();
   if (stop) {
     progress_.note(
         fmt::format("stopped on request after step {}: run it again to go on", state_.step));
@@ -208,6 +211,7 @@ void Run::report(const StepResult& result, double step_seconds,
 
 void Run::give_up_when_lost(const StepResult& result) {
   if (state_.lost_steps < kLostStepsAllowed) return;
+  finish_save();
   const std::string last = saved_step_
                                ? fmt::format("the checkpoint of step {} is good", *saved_step_)
                                : std::string("there is no checkpoint yet");
@@ -217,7 +221,7 @@ void Run::give_up_when_lost(const StepResult& result) {
                   "scale {}), so nothing was learned from them; {}\n"
                   "try a lower --learning-rate, a longer --warmup-steps, --clip-norm 1 or "
                   "--precision bf16 or fp32; if it started like this, check the weights",
-                  state_.lost_steps, result.loss, result.step, result.loss_scale, last));
+                  state_.lost_steps, std::abs(result.loss), result.step, result.loss_scale, last));
 }
 
 void Run::save_when_due(bool stop) {
@@ -242,6 +246,11 @@ void Run::save_when_due(bool stop) {
   checkpoints_.save(
       info, {begin, end, optimizer_.master().slice(begin, end),
              optimizer_.exp_avg().slice(begin, end), optimizer_.exp_avg_sq().slice(begin, end)});
+}
+
+void Run::finish_save() {
+  run_together(communicator_, [&] { checkpoints_.wait(); });
+  note_saved();
 }
 
 void Run::note_saved() {

@@ -46,6 +46,7 @@ class Run {
               const std::optional<Evaluation>& evaluation);
   void give_up_when_lost(const StepResult& result);
   void save_when_due(bool stop);
+  void finish_save();
   void note_saved();
 
   bool first_worker() const { return communicator_.rank() == 0; }
