@@ -42,8 +42,8 @@ struct Relu {
 struct Sigmoid {
   LOCKSTEP_INLINE static Point at(float x) {
     // s (1 - s) without the cancellation.
-    const float e = math::exp(-math::detail::magnitude(x));
-    return {math::sigmoid(x), e / ((1.0f + e) * (1.0f + e))};
+    const float e = math::exp(-math::detail::magnitude(x)), r = 1.0f / (1.0f + e);
+    return {(x < 0.0f ? e : 1.0f) * r, e * r * r};
   }
 };
 

@@ -36,17 +36,12 @@ template <class T>
 LOCKSTEP_CLONES void backward_row(T* dx, float* dgain, float* dbias, const T* dy, const T* x,
                                   const T* gain, float mean, float rstd, int64_t channels) {
   const auto count = static_cast<float>(channels);
-  const float mean_g = sum_terms(
-                           channels, [=
-  ](int64_t c) __attribute__((always_inline)) { return to_float(dy[c]) * to_float(gain[c]); }) /
-                       count;
-  const float mean_gh = sum_terms(
-                            channels,
-                            [=](int64_t c) __attribute__((always_inline)) {
-                              const float h = (to_float(x[c]) - mean) * rstd;
-                              return to_float(dy[c]) * to_float(gain[c]) * h;
-                            }) /
-                        count;
+  const Pair sums = sum_pairs(
+      channels, [=](int64_t c) __attribute__((always_inline)) {
+        const float g = to_float(dy[c]) * to_float(gain[c]);
+        return Pair{g, g * (to_float(x[c]) - mean) * rstd};
+      });
+  const float mean_g = sums.first / count, mean_gh = sums.second / count;
 #pragma omp simd
   for (int64_t c = 0; c < channels; c++) {
     const float upstream = to_float(dy[c]);

@@ -5,20 +5,30 @@
 namespace lockstep::kernels::cpu {
 namespace {
 
-// Rotates `count` heads that lie one after the other; `direction` is 1, or -1 to rotate back.
-template <class T>
-LOCKSTEP_CLONES void rotate_heads(T* heads, const float* cosines, const float* sines, int64_t count,
-                                  int64_t half, float direction) {
+// Rotates `count` heads that lie one after the other; `direction` is 1, or -1 to rotate back. A
+// kHalf other than 0 is `half`, known to the compiler, which then keeps the angles in registers.
+template <int kHalf, class T>
+LOCKSTEP_INLINE void rotate_each(T* heads, const float* cosines, const float* sines, int64_t count,
+                                 int64_t half, float direction) {
+  const int64_t n = kHalf != 0 ? kHalf : half;
   for (int64_t h = 0; h < count; h++) {
-    T* low = heads + h * 2 * half;
-    T* high = low + half;
+    T* low = heads + h * 2 * n;
+    T* high = low + n;
 #pragma omp simd
-    for (int64_t i = 0; i < half; i++) {
+    for (int64_t i = 0; i < n; i++) {
       const float a = to_float(low[i]), b = to_float(high[i]), sine = direction * sines[i];
       low[i] = from_float<T>(a * cosines[i] - b * sine);
       high[i] = from_float<T>(b * cosines[i] + a * sine);
     }
   }
+}
+
+template <class T>
+LOCKSTEP_CLONES void rotate_heads(T* heads, const float* cosines, const float* sines, int64_t count,
+                                  int64_t half, float direction) {
+  if (half == 32) return rotate_each<32>(heads, cosines, sines, count, half, direction);
+  if (half == 64) return rotate_each<64>(heads, cosines, sines, count, half, direction);
+  return rotate_each<0>(heads, cosines, sines, count, half, direction);
 }
 
 void rotate(const Tensor& qkv, const Tensor& table, const Heads& heads, int64_t first_position,

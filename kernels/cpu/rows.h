@@ -30,6 +30,25 @@ LOCKSTEP_INLINE Number sum_terms(int64_t n, Term term) {
   return ((a + b) + (c + d)) + rest;
 }
 
+struct Pair {
+  float first, second;
+};
+
+// Both sums of the pairs term(i) for i < n, likewise, by halves.
+template <class Term>
+LOCKSTEP_INLINE Pair sum_pairs(int64_t n, Term term) {
+  const int64_t half = n / 2;
+  float a = 0, b = 0, c = 0, d = 0;
+#pragma omp simd reduction(+ : a, b, c, d)
+  for (int64_t i = 0; i < half; i++) {
+    const Pair low = term(i), high = term(half + i);
+    a += low.first, b += high.first;
+    c += low.second, d += high.second;
+  }
+  const Pair rest = n % 2 == 1 ? term(n - 1) : Pair{0, 0};
+  return {(a + b) + rest.first, (c + d) + rest.second};
+}
+
 // Partial sums over blocks of kRowBlock rows, one row of `columns` floats a block; each block is
 // filled by one thread, and they are added up in order. Lives until the thread that made it makes
 // another.
