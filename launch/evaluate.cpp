@@ -8,6 +8,7 @@
 #include "comm/agreement.h"
 #include "launch/command.h"
 #include "launch/compute_options.h"
+#include "launch/same_tokenizer.h"
 
 namespace lockstep::launch {
 namespace {
@@ -33,16 +34,6 @@ OptionTable options(EvaluateOptions& o) {
             "one JSON object: loss (nats a token), perplexity, bits_per_byte, tokens, bytes");
   add_compute_options(table, o.compute);
   return table;
-}
-
-void check_same_tokenizer(const Checkpoint& checkpoint, const Dataset& dataset,
-                          const EvaluateOptions& o) {
-  const Tokenizer tokenizer = Tokenizer::from_json(checkpoint.info().tokenizer_json);
-  if (tokenizer.fingerprint() == dataset.tokenizer().fingerprint()) return;
-  throw DataError(
-      "{} was made with another tokenizer than {}; prepare the text again with the model's:\n"
-      "lockstep checkpoint export {} --format hf --output MODEL, then prepare --tokenizer MODEL",
-      o.data.string(), o.checkpoint.string(), o.checkpoint.string());
 }
 
 // Windows of a forward pass: enough tokens to keep matrix products efficient.
@@ -89,7 +80,7 @@ ExitCode run_evaluate(const Arguments& arguments, MpiSession* session) {
     dataset.emplace(Dataset::open(o.data));
     dataset->split(o.split);
     const Checkpoint checkpoint = Checkpoint::open(o.checkpoint);
-    check_same_tokenizer(checkpoint, *dataset, o);
+    check_same_tokenizer(checkpoint, *dataset);
     model = load_model(checkpoint, precision);
   });
   const auto start = std::chrono::steady_clock::now();

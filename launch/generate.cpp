@@ -94,19 +94,22 @@ void print_json(const std::string& prompt, const Completion& completion) {
   std::fflush(stdout);
 }
 
-// The prompt, then the text as it comes.
+// The prompt, then the text as it comes. Nothing is shown of a prompt that does not fit.
 void stream(Generator& generator, const std::string& prompt, const SamplingOptions& sampling,
             uint64_t index) {
-  const bool terminal = isatty(STDOUT_FILENO) == 1;
-  fmt::print("{}{}{}", terminal ? "\x1b[1m" : "", prompt, terminal ? "\x1b[0m" : "");
-  std::fflush(stdout);
-  const Completion completion =
-      generator.generate(prompt, sampling, index, [](std::string_view piece) {
-        std::fwrite(piece.data(), 1, piece.size(), stdout);
-        std::fflush(stdout);
-      });
-  fmt::print("\n");
-  std::fflush(stdout);
+  bool begun = false;
+  const auto show = [&](std::string_view piece) {
+    if (!begun) {
+      const bool terminal = isatty(STDOUT_FILENO) == 1;
+      fmt::print("{}{}{}{}", index > 0 ? "\n" : "", terminal ? "\x1b[1m" : "", prompt,
+                 terminal ? "\x1b[0m" : "");
+    }
+    begun = true;
+    std::fwrite(piece.data(), 1, piece.size(), stdout);
+    std::fflush(stdout);
+  };
+  const Completion completion = generator.generate(prompt, sampling, index, show);
+  show("\n");
   fmt::print(stderr, "[{} tokens, {:.1f} tokens/s, ended by {}]\n", completion.tokens.size(),
              tokens_per_second(completion), name(completion.finish_reason));
 }
@@ -125,7 +128,6 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   const auto prompts = gather_prompts(o);
   for (size_t i = 0; i < prompts.size(); i++) {
     if (!o.json) {
-      if (i > 0) fmt::print("\n");
       stream(generator, prompts[i], o.sampling, i);
     } else {
       print_json(prompts[i], generator.generate(prompts[i], o.sampling, i, [](auto) {}));

@@ -37,9 +37,18 @@ std::string quoted_if_needed(const std::string& value) {
   return plain ? value : '"' + value + '"';
 }
 
-// A description up to its first parenthesis or semicolon: its subject and unit.
+std::string without_trailing_spaces(const std::string& text) {
+  std::istringstream in(text);
+  std::string result;
+  for (std::string line; std::getline(in, line);) {
+    result += line.substr(0, line.find_last_not_of(' ') + 1) + '\n';
+  }
+  return result;
+}
+
+// A description up to its first parenthesis, semicolon or colon: its subject and unit.
 std::string brief(const std::string& description) {
-  return std::string(trimmed(description.substr(0, description.find_first_of("(;"))));
+  return std::string(trimmed(description.substr(0, description.find_first_of("(;:"))));
 }
 
 }  // namespace
@@ -230,8 +239,7 @@ std::string OptionTable::help() const {
   }
   for (const auto& caption : captions) all.add(caption);
   out << all;
-  if (!epilogue_.empty()) out << '\n' << epilogue_ << '\n';
-  return out.str();
+  return without_trailing_spaces(out.str());
 }
 
 std::string OptionTable::to_config_file(const std::string& heading) const {

@@ -138,8 +138,6 @@ class OptionTable {
            InConfigFile in_config_file = InConfigFile::yes);
   // An argument without a name, in this order; all are required.
   void positional(const std::string& name, std::filesystem::path& field);
-  // Text after the options in help.
-  void epilogue(std::string text) { epilogue_ = std::move(text); }
 
   // Each throws UsageError: an unknown option (naming the nearest), a value that does not fit, an
   // option given twice. What is set first stays: the command line, then files in order of
@@ -178,7 +176,7 @@ class OptionTable {
   std::vector<std::string> names() const;
   [[noreturn]] void unknown(const std::string& token) const;
 
-  std::string command_, usage_, summary_, epilogue_;
+  std::string command_, usage_, summary_;
   std::vector<std::string> groups_;
   std::vector<Option> options_;
   std::vector<std::pair<std::string, std::filesystem::path*>> positionals_;

@@ -24,7 +24,7 @@ OptionTable options(PrepareConfig& config) {
   table.add("field", text(config.field, "NAME"),
             "the field of a JSON line that holds the text (default text)");
   table.add("validation-fraction", real(config.validation_fraction, {0, 1, false, true}),
-            "share of the documents set aside for validation (default 0.05)");
+            "share of the text set aside for validation, from 0 to below 1 (default 0.05)");
   table.add("seed", seed(config.seed), "of the choice of validation documents (default 0)");
   table.group("Tokenizer");
   table.add("tokenizer", text(config.tokenizer, "train|bytes|PATH"),

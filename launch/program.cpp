@@ -12,12 +12,18 @@
 
 #include "comm/agreement.h"
 #include "launch/command.h"
+#include "launch/signals.h"
 
 namespace lockstep::launch {
 namespace {
 
 const std::vector<Command>& commands() {
   static const std::vector<Command> all = {
+      {"prepare", "turn text into a dataset: train or load a tokenizer, encode, split", false,
+       run_prepare},
+      {"train", "train a model on a dataset, or go on with a run", true, run_train},
+      {"generate", "let a model continue a prompt", false, run_generate},
+      {"evaluate", "score a model on a dataset: loss, perplexity, bits a byte", true, run_evaluate},
       {"doctor", "what this machine has, what that means for training, what to mend", true,
        run_doctor},
   };
@@ -135,6 +141,8 @@ int report(const Failure& failure, const std::string& command, MpiSession* sessi
 }
 
 int run_command(const Command& command, const Arguments& arguments, int argc, char** argv) {
+  // From here on, so that a request during start-up is not lost.
+  if (command.name == "train" && !wants_help(arguments)) stop_on_signals();
   const std::string shown = "lockstep " + command.name;
   std::optional<MpiSession> session;
   MpiSession* workers = nullptr;

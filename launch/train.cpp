@@ -5,6 +5,7 @@
 #include "core/file.h"
 #include "data/dataset.h"
 #include "launch/command.h"
+#include "launch/same_tokenizer.h"
 #include "launch/train_options.h"
 #include "trainer/trainer.h"
 
@@ -37,7 +38,7 @@ void read_options(TrainOptions& options, OptionTable& table, const Arguments& ar
 
 // The architecture that is fixed already: that of the weights to start with, which a run that is
 // there has in its own checkpoints.
-std::optional<ModelConfig> model_of_weights(const TrainOptions& options) {
+std::optional<ModelConfig> model_of_weights(const TrainOptions& options, const Dataset& dataset) {
   if (options.initialize_from.empty()) return std::nullopt;
   auto steps = list_checkpoints(options.run);
   for (; !steps.empty(); steps.pop_back()) {
@@ -46,7 +47,9 @@ std::optional<ModelConfig> model_of_weights(const TrainOptions& options) {
     } catch (const DataError&) {  // the trainer warns of it, and takes the next older one
     }
   }
-  return Checkpoint::open(options.initialize_from).info().model;
+  const Checkpoint weights = Checkpoint::open(options.initialize_from);
+  check_same_tokenizer(weights, dataset);
+  return weights.info().model;
 }
 
 // An adapted micro-batch computes the same, in other pieces, when a run goes on with another number
@@ -89,8 +92,9 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   TrainConfig config;
   run_together(world, [&] {
     options.data = std::filesystem::absolute(options.data).lexically_normal();
-    surroundings.vocab_size = Dataset::open(options.data).tokenizer().vocab_size();
-    surroundings.weights = model_of_weights(options);
+    const Dataset dataset = Dataset::open(options.data);
+    surroundings.vocab_size = dataset.tokenizer().vocab_size();
+    surroundings.weights = model_of_weights(options, dataset);
     adapt_micro_batch(options, table, session->size(), first);
     config = resolve_train(options, table, surroundings);
   });

@@ -130,14 +130,15 @@ void add_step_options(OptionTable& table, TrainOptions& o) {
   table.add("learning-rate", real(o.learning_rate, kPositive),
             "at its peak (default: 0.46 / hidden-size, at most 2e-3; a tenth of it with "
             "--initialize-from)");
-  table.add("schedule",
-            choice(o.schedule, {{"cosine", Schedule::cosine},
-                                {"linear", Schedule::linear},
-                                {"constant", Schedule::constant},
-                                {"inverse-sqrt", Schedule::inverse_sqrt},
-                                {"wsd", Schedule::wsd}}),
-            "after the warm-up: cosine, linear, constant, inverse-sqrt or wsd (constant, then "
-            "linear over the last fifth) (default cosine)");
+  table.add(
+      "schedule",
+      choice(o.schedule, {{"cosine", Schedule::cosine},
+                          {"linear", Schedule::linear},
+                          {"constant", Schedule::constant},
+                          {"inverse-sqrt", Schedule::inverse_sqrt},
+                          {"wsd", Schedule::wsd}}),
+      "after the warm-up; cosine, linear, constant, inverse-sqrt or wsd (constant, then falling "
+      "over the last fifth of the steps) (default cosine)");
   table.add("warmup-steps", integer(o.warmup_steps, 0),
             "steps of linear rise at the beginning (default: 5 % of the steps, at most 2000)");
   table.add("min-lr-ratio", real(o.min_lr_ratio, {0, 1}),
