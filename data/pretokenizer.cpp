@@ -120,30 +120,34 @@ PreTokenizer::PreTokenizer(std::vector<Step> steps) {
   for (const Step& step : steps) {
     switch (step.kind) {
       case Step::Kind::split:
-        add_splitter(step.is_regex ? to_pcre2(step.pattern) : quote(step.pattern), step.behavior,
-                     step.invert);
+        add_splitter(step.pattern, step.is_regex, step.behavior, step.invert);
         break;
       case Step::Kind::digits:
-        add_splitter("\\p{N}", step.individual_digits ? Behavior::isolated : Behavior::contiguous,
-                     false);
+        add_splitter("\\p{N}", true,
+                     step.individual_digits ? Behavior::isolated : Behavior::contiguous, false);
         break;
       case Step::Kind::byte_level:
-        if (step.use_regex) {
-          add_splitter(to_pcre2(kGpt2Pattern), Behavior::isolated, false);
-        }
+        if (step.use_regex) add_splitter(kGpt2Pattern, true, Behavior::isolated, false);
     }
   }
 }
 
-void PreTokenizer::add_splitter(const std::string& pcre2_pattern, Behavior behavior, bool invert) {
-  splitters_.push_back({compile(pcre2_pattern), behavior, invert});
+void PreTokenizer::add_splitter(std::string_view pattern, bool is_regex, Behavior behavior,
+                                bool invert) {
+  const std::string usual = is_regex ? to_pcre2(pattern, false) : quote(pattern);
+  const std::string newer = is_regex ? to_pcre2(pattern, true) : usual;
+  const Code code = compile(usual);
+  splitters_.push_back({code, newer == usual ? code : compile(newer), behavior, invert});
   drops_text_ = drops_text_ || behavior == Behavior::removed;
 }
 
 void PreTokenizer::split_bytes(std::string_view text, PieceSink sink, void* context) const {
   while (!text.empty()) {
     const size_t valid = unicode::valid_prefix(text);
-    if (valid > 0) split_valid(0, text.substr(0, valid), sink, context);
+    if (valid > 0) {
+      const std::string_view part = text.substr(0, valid);
+      split_valid(0, unicode::has_additions(part), part, sink, context);
+    }
     text.remove_prefix(valid);
     const size_t invalid = unicode::invalid_prefix(text);
     if (invalid > 0) sink(context, text.substr(0, invalid));
@@ -151,8 +155,8 @@ void PreTokenizer::split_bytes(std::string_view text, PieceSink sink, void* cont
   }
 }
 
-// Splits by splitters_[step] and those after it.
-void PreTokenizer::split_valid(size_t step, std::string_view text, PieceSink sink,
+// Splits by splitters_[step] and those after it; `newer`: the text has characters of Unicode 15 up.
+void PreTokenizer::split_valid(size_t step, bool newer, std::string_view text, PieceSink sink,
                                void* context) const {
   if (step == splitters_.size()) {
     sink(context, text);
@@ -160,11 +164,12 @@ void PreTokenizer::split_valid(size_t step, std::string_view text, PieceSink sin
   }
   const Splitter& splitter = splitters_[step];
   const auto pass_on = [&](size_t begin, size_t end) {
-    if (begin < end) split_valid(step + 1, text.substr(begin, end - begin), sink, context);
+    if (begin < end) split_valid(step + 1, newer, text.substr(begin, end - begin), sink, context);
   };
   if (splitter.behavior == Behavior::isolated) {  // the usual one, without a list of spans
     size_t done = 0;
-    for_each_match(splitter.code.get(), text, [&](size_t begin, size_t end) {
+    const pcre2_code* code = (newer ? splitter.newer_code : splitter.code).get();
+    for_each_match(code, text, [&](size_t begin, size_t end) {
       pass_on(done, begin);
       pass_on(begin, end);
       done = end;
@@ -172,11 +177,11 @@ void PreTokenizer::split_valid(size_t step, std::string_view text, PieceSink sin
     pass_on(done, text.size());
     return;
   }
-  for (const Span& span : find_spans(splitter, text)) pass_on(span.begin, span.end);
+  for (const Span& span : find_spans(splitter, newer, text)) pass_on(span.begin, span.end);
 }
 
 // The spans that the splitter leaves, in order.
-std::vector<PreTokenizer::Span> PreTokenizer::find_spans(const Splitter& splitter,
+std::vector<PreTokenizer::Span> PreTokenizer::find_spans(const Splitter& splitter, bool newer,
                                                          std::string_view text) {
   std::vector<Span> all;
   size_t done = 0;
@@ -184,7 +189,8 @@ std::vector<PreTokenizer::Span> PreTokenizer::find_spans(const Splitter& splitte
     all.push_back({begin, end, matched != splitter.invert});
     done = end;
   };
-  for_each_match(splitter.code.get(), text, [&](size_t begin, size_t end) {
+  const pcre2_code* code = (newer ? splitter.newer_code : splitter.code).get();
+  for_each_match(code, text, [&](size_t begin, size_t end) {
     if (done < begin) add(done, begin, false);
     add(begin, end, true);
   });

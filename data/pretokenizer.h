@@ -50,7 +50,8 @@ class PreTokenizer {
   using PieceSink = void (*)(void* context, std::string_view piece);
   using Code = std::shared_ptr<const pcre2_real_code_8>;
   struct Splitter {
-    Code code;
+    Code code;        // for text without characters that PCRE2 may be too old to know
+    Code newer_code;  // for all text
     Behavior behavior;
     bool invert;
   };
@@ -59,10 +60,11 @@ class PreTokenizer {
     bool matched;
   };
 
-  void add_splitter(const std::string& pcre2_pattern, Behavior behavior, bool invert);
+  void add_splitter(std::string_view pattern, bool is_regex, Behavior behavior, bool invert);
   void split_bytes(std::string_view text, PieceSink sink, void* context) const;
-  void split_valid(size_t step, std::string_view text, PieceSink sink, void* context) const;
-  static std::vector<Span> find_spans(const Splitter& splitter, std::string_view text);
+  void split_valid(size_t step, bool newer, std::string_view text, PieceSink sink,
+                   void* context) const;
+  static std::vector<Span> find_spans(const Splitter& splitter, bool newer, std::string_view text);
 
   std::vector<Splitter> splitters_;
   bool drops_text_ = false;

@@ -2,8 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <stdexcept>
+#include <utility>
 #include <vector>
+
+#include "data/unicode.h"
 
 namespace lockstep {
 namespace {
@@ -14,9 +18,29 @@ constexpr std::string_view kWhiteSpace =
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
+// The characters with a property that PCRE2 may be too old to know, as items of a class. A property
+// of one letter is the union of those that begin with it.
+std::string newer_characters(std::string_view property) {
+  std::vector<std::pair<uint32_t, uint32_t>> ranges;
+  for (const unicode::Addition& addition : unicode::additions()) {
+    const bool has =
+        addition.property == property || (property.size() == 1 && addition.property.size() == 2 &&
+                                          addition.property.starts_with(property));
+    if (has) ranges.emplace_back(addition.first, addition.last);
+  }
+  std::sort(ranges.begin(), ranges.end());
+  std::string items;
+  for (size_t i = 0; i < ranges.size(); i++) {
+    const uint32_t first = ranges[i].first;
+    while (i + 1 < ranges.size() && ranges[i + 1].first == ranges[i].second + 1) i++;
+    items += fmt::format("\\x{{{:X}}}-\\x{{{:X}}}", first, ranges[i].second);
+  }
+  return items;
+}
+
 class Translator {
  public:
-  explicit Translator(std::string_view pattern) : in_(pattern) {}
+  Translator(std::string_view pattern, bool newer) : in_(pattern), newer_(newer) {}
 
   std::string run() {
     while (at_ < in_.size()) {
@@ -74,14 +98,18 @@ class Translator {
   void begin_atom() { atom_ = out_.size(); }
 
   void open_group() {
-    if (next_is("(?")) {
-      for (size_t i = at_ + 2; i < in_.size() && (in_[i] == '-' || is_letter(in_[i])); i++) {
-        if (in_[i] == 'm') refuse("the option m");
-      }
-      copy(2);
+    if (!next_is("(?")) {
+      copy(1);
       return;
     }
-    copy(1);
+    size_t end = at_ + 2;
+    while (end < in_.size() && (in_[end] == '-' || is_letter(in_[end]))) end++;
+    const std::string_view options = in_.substr(at_ + 2, end - at_ - 2);
+    if (options.find('m') != options.npos) refuse("the option m");
+    // In Oniguruma an option in the middle encloses the alternatives after it.
+    const bool alone = end < in_.size() && in_[end] == ')';
+    if (alone && at_ > 0) refuse("an option in the middle of the pattern");
+    copy(2);
   }
 
   void escape(bool in_class) {
@@ -102,9 +130,28 @@ class Translator {
         return;
       case 'p':
       case 'P':
-        property();
+        property(in_class);
+        return;
+      case 'd':
+      case 'D':
+        at_ += 2;
+        property("Nd", letter == 'D', in_class);
+        return;
+      case 'x':
+        if (in_.substr(at_ + 2).starts_with('{')) {
+          copy(std::min(in_.find('}', at_), in_.size() - 1) + 1 - at_);
+        } else {
+          copy(2);
+        }
+        return;
+      case 'v':  // all vertical white space in PCRE2
+        out_ += "\\x0B";
+        at_ += 2;
         return;
       case 'b':
+        if (!in_class) refuse("\\b");
+        copy(2);
+        return;
       case 'B':
       case 'h':
       case 'H':
@@ -130,10 +177,34 @@ class Translator {
     at_ += 6;
   }
 
-  void property() {
-    const size_t end = in_.find('}', at_);
-    if (at_ + 2 < in_.size() && in_[at_ + 2] == '{' && end == in_.npos) refuse("an open \\p{");
-    copy(at_ + 2 < in_.size() && in_[at_ + 2] == '{' ? end + 1 - at_ : 2);
+  // \p{L}, \P{L}, \p{^L}, \pL
+  void property(bool in_class) {
+    bool negated = in_[at_ + 1] == 'P';
+    std::string_view name = in_.substr(at_ + 2, 1);
+    size_t end = at_ + 3;
+    if (name == "{") {
+      end = in_.find('}', at_);
+      if (end == in_.npos) refuse("an open \\p{");
+      name = in_.substr(at_ + 3, end - at_ - 3);
+      end++;
+    }
+    if (name.starts_with('^')) {
+      negated = !negated;
+      name.remove_prefix(1);
+    }
+    if (name.empty()) refuse("\\p without a property");
+    at_ = end;
+    property(name, negated, in_class);
+  }
+
+  void property(std::string_view name, bool negated, bool in_class) {
+    const std::string ranges = newer_ ? newer_characters(name) : "";
+    if (in_class && negated && !ranges.empty()) refuse("a negated property inside brackets");
+    const bool brackets = !in_class && !ranges.empty();
+    if (brackets) out_ += negated ? "[^" : "[";
+    out_ += fmt::format("\\{}{{{}}}", negated && !brackets ? 'P' : 'p', name);
+    out_ += ranges;
+    if (brackets) out_ += "]";
   }
 
   void character_class() {
@@ -170,6 +241,7 @@ class Translator {
     if (at_ == in_.size()) refuse("an open character class");
   }
 
+  // {n}, {n,}, {,m}, {n,m}; a brace that opens none of them is itself.
   void interval() {
     size_t end = at_ + 1;
     while (end < in_.size() && (is_digit(in_[end]) || in_[end] == ',')) end++;
@@ -180,14 +252,20 @@ class Translator {
       at_++;
       return;
     }
+    const bool has_comma = in_.substr(at_, end - at_).find(',') != in_.npos;
+    if (in_[at_ + 1] == ',') {
+      out_ += "{0";
+      at_++;
+    }
     copy(end + 1 - at_);
-    if (next_is("+")) {
+    if (next_is("+") || (next_is("?") && !has_comma)) {  // X{n}? is "X n times, or not at all"
       out_.insert(atom_, "(?:");
       out_ += ")";
     }
   }
 
   std::string_view in_;
+  bool newer_;
   size_t at_ = 0;
   std::string out_;
   size_t atom_ = 0;             // where the last atom starts in out_
@@ -196,6 +274,8 @@ class Translator {
 
 }  // namespace
 
-std::string to_pcre2(std::string_view pattern) { return Translator(pattern).run(); }
+std::string to_pcre2(std::string_view pattern, bool newer_characters) {
+  return Translator(pattern, newer_characters).run();
+}
 
 }  // namespace lockstep

@@ -143,7 +143,6 @@ class Tokenizer::Implementation {
       merger_.encode(text, ids);  // bytes: where it is split makes no difference
       return;
     }
-    ids.reserve(ids.size() + text.size() / 4);
     WordCache& cache = WordCache::of_this_thread(number_);
     pretokenizer_.split(text, [&](std::string_view word) {
       if (word.size() > WordCache::kMaxWord) {

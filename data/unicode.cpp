@@ -1,6 +1,8 @@
 #include "data/unicode.h"
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace lockstep::unicode {
 namespace {
@@ -29,22 +31,24 @@ size_t character_length(std::string_view text, size_t i) {
   return overlong || too_large || !is_continuation(text, i + 3) ? 0 : 4;
 }
 
+// The first byte from i on that is not ASCII.
+size_t skip_ascii(std::string_view text, size_t i) {
+  for (uint64_t eight; i + sizeof eight <= text.size(); i += sizeof eight) {
+    std::memcpy(&eight, text.data() + i, sizeof eight);
+    if ((eight & 0x8080808080808080u) != 0) break;
+  }
+  while (i < text.size() && byte_at(text, i) < 0x80) i++;
+  return i;
+}
+
 }  // namespace
 
 size_t valid_prefix(std::string_view text) {
-  size_t i = 0;
+  size_t i = skip_ascii(text, 0);
   while (i < text.size()) {
-    uint64_t eight;
-    if (i + sizeof eight <= text.size()) {
-      std::memcpy(&eight, text.data() + i, sizeof eight);
-      if ((eight & 0x8080808080808080u) == 0) {
-        i += sizeof eight;
-        continue;
-      }
-    }
     const size_t length = character_length(text, i);
     if (length == 0) break;
-    i += length;
+    i = skip_ascii(text, i + length);
   }
   return i;
 }
@@ -87,6 +91,28 @@ bool is_white_space(uint32_t code) {
   return (code >= 0x09 && code <= 0x0D) || code == 0x20 || code == 0x85 || code == 0xA0 ||
          code == 0x1680 || (code >= 0x2000 && code <= 0x200A) || code == 0x2028 || code == 0x2029 ||
          code == 0x202F || code == 0x205F || code == 0x3000;
+}
+
+bool has_additions(std::string_view text) {
+  static const std::vector<std::pair<uint32_t, uint32_t>> kRanges = [] {
+    std::vector<std::pair<uint32_t, uint32_t>> ranges;
+    for (const Addition& addition : additions()) ranges.emplace_back(addition.last, addition.first);
+    std::sort(ranges.begin(), ranges.end());
+    return ranges;
+  }();
+  static const uint32_t kFirst =
+      std::min_element(kRanges.begin(), kRanges.end(), [](const auto& a, const auto& b) {
+        return a.second < b.second;
+      })->second;
+  for (size_t i = skip_ascii(text, 0); i < text.size(); i = skip_ascii(text, i)) {
+    const Character character = first_character(text.substr(i));
+    i += static_cast<size_t>(character.length);
+    if (character.code < kFirst) continue;
+    const auto range = std::lower_bound(kRanges.begin(), kRanges.end(),
+                                        std::make_pair(character.code, uint32_t{0}));
+    if (range != kRanges.end() && character.code >= range->second) return true;
+  }
+  return false;
 }
 
 }  // namespace lockstep::unicode

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace lockstep::unicode {
 
@@ -24,5 +25,16 @@ void append_utf8(std::string& out, uint32_t code);
 
 // The property White_Space, as Rust and Oniguruma read \s.
 bool is_white_space(uint32_t code);
+
+// A range of characters newer than Unicode 14 (the oldest that a PCRE2 we build with knows), up to
+// Unicode 16, that have a property: a general category of two letters, or the script Han.
+struct Addition {
+  std::string_view property;
+  uint32_t first, last;
+};
+const std::vector<Addition>& additions();
+
+// True when one of the additions is in `text`, which must be valid UTF-8.
+bool has_additions(std::string_view text);
 
 }  // namespace lockstep::unicode

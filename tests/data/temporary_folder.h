@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -14,9 +15,10 @@ class TemporaryFolder {
  public:
   TemporaryFolder() {
     const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-    path_ = std::filesystem::temp_directory_path() /
-            (std::string("lockstep-") + test->test_suite_name() + "-" + test->name() + "-" +
-             std::to_string(::getpid()));
+    std::string name = std::string("lockstep-") + test->test_suite_name() + "-" + test->name() +
+                       "-" + std::to_string(::getpid());
+    std::replace(name.begin(), name.end(), '/', '-');  // of parametrised tests
+    path_ = std::filesystem::temp_directory_path() / name;
     std::filesystem::remove_all(path_);
     std::filesystem::create_directories(path_);
   }
