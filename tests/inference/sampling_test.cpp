@@ -1,0 +1,170 @@
+#include "inference/sampling.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "core/check.h"
+#include "core/file.h"
+
+namespace lockstep {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+SamplingOptions options(double temperature, int64_t top_k, double top_p) {
+  SamplingOptions o;
+  o.temperature = temperature;
+  o.top_k = top_k;
+  o.top_p = top_p;
+  return o;
+}
+
+std::vector<int32_t> ids(const std::vector<Candidate>& candidates) {
+  std::vector<int32_t> tokens;
+  for (const Candidate& candidate : candidates) tokens.push_back(candidate.token);
+  return tokens;
+}
+
+TEST(Candidates, AreThoseOfHuggingFace) {
+  const auto cases =
+      nlohmann::json::parse(read_file(std::string(LOCKSTEP_GOLDEN) + "/inference/sampling.json"));
+  ASSERT_GT(cases.size(), 50u);
+  for (const auto& golden : cases) {
+    const std::vector<float> logits = golden.at("logits");
+    auto kept = candidates(
+        logits, options(golden.at("temperature"), golden.at("top_k"), golden.at("top_p")));
+    if (golden.at("top_p") < 1) {
+      EXPECT_TRUE(std::is_sorted(kept.begin(), kept.end(), [](const auto& a, const auto& b) {
+        return a.probability > b.probability;
+      }));
+    }
+    std::sort(kept.begin(), kept.end(), [](auto& a, auto& b) { return a.token < b.token; });
+    ASSERT_EQ(ids(kept), golden.at("ids").get<std::vector<int32_t>>()) << golden.dump();
+    for (size_t i = 0; i < kept.size(); i++) {
+      // Theirs are the float64 softmax of scores rounded to float32: scores up to 134 are wrong by
+      // 2^-18, probabilities by twice that, relatively.
+      const double want = golden.at("probabilities")[i];
+      EXPECT_NEAR(kept[i].probability, want, want * std::ldexp(1, -17)) << golden.dump();
+    }
+  }
+}
+
+TEST(Candidates, GreedyTakesTheLowestOfTheLargest) {
+  const std::vector<float> logits = {1, 3, 2, 3, -kInfinity};
+  SamplingOptions greedy;
+  greedy.greedy = true;
+  EXPECT_THAT(ids(candidates(logits, greedy)), ElementsAre(1));
+  EXPECT_THAT(ids(candidates(logits, options(0, 0, 1))), ElementsAre(1));
+  EXPECT_EQ(sample(logits, greedy, 5, 7), 1);
+}
+
+TEST(Candidates, AmongEqualsTopPTakesTheLowerId) {
+  const std::vector<float> logits = {0, 1, 1, 1, 1};
+  EXPECT_THAT(ids(candidates(logits, options(1, 0, 0.4))), ElementsAre(1, 2));
+}
+
+TEST(Candidates, NeverHoldAnImpossibleToken) {
+  const std::vector<float> logits = {-kInfinity, 0, -kInfinity, 1};
+  EXPECT_THAT(ids(candidates(logits, options(1, 0, 1))), ElementsAre(1, 3));
+  EXPECT_THAT(ids(candidates(logits, options(1, 3, 1))), ElementsAre(1, 3));
+  EXPECT_THAT(ids(candidates(logits, options(1, 0, 0.9999999))), ElementsAre(3, 1));
+}
+
+TEST(Candidates, SurviveExtremeTemperatures) {
+  const std::vector<float> logits = {3e38f, -3e38f, 2.9e38f};
+  for (const double temperature : {1e-30, 1e-3, 1.0, 1e3, 1e300}) {
+    double sum = 0;
+    for (const Candidate& c : candidates(logits, options(temperature, 0, 1))) sum += c.probability;
+    EXPECT_NEAR(sum, 1, 1e-15) << temperature;
+    EXPECT_EQ(sample(logits, options(1e-30, 0, 1), 0, 0), 0);
+  }
+}
+
+TEST(Candidates, RefuseLogitsThatAreNoNumbers) {
+  const float nan = std::nanf("");
+  for (const std::vector<float>& logits :
+       {std::vector<float>{nan, 1}, {1, nan}, {1, kInfinity}, {-kInfinity, -kInfinity}}) {
+    for (const double temperature : {0.0, 1.0}) {
+      EXPECT_THROW(candidates(logits, options(temperature, 0, 1)), DataError);
+    }
+  }
+  try {
+    sample(std::vector<float>{1, nan}, {}, 0, 0);
+    FAIL();
+  } catch (const DataError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("logit of token 1 is nan"));
+  }
+}
+
+// Draws at 40000 places come as often as the probabilities say: each count is binomial, and stays
+// within five standard deviations.
+TEST(Sample, FollowsTheProbabilities) {
+  const std::vector<float> logits = {0, 1, 2, -1, 0.5};
+  for (const auto& o : {options(1, 0, 1), options(0.5, 4, 1), options(2, 0, 0.8)}) {
+    const int draws = 40000;
+    std::vector<double> counts(logits.size());
+    for (int position = 0; position < draws; position++) {
+      counts[static_cast<size_t>(sample(logits, o, 3, position))]++;
+    }
+    double expected_in_all = 0;
+    for (const Candidate& c : candidates(logits, o)) {
+      const double mean = draws * c.probability;
+      EXPECT_NEAR(counts[static_cast<size_t>(c.token)], mean,
+                  5 * std::sqrt(mean * (1 - c.probability)));
+      expected_in_all += counts[static_cast<size_t>(c.token)];
+    }
+    EXPECT_EQ(expected_in_all, draws);
+  }
+}
+
+// The same seed, prompt and place give the same token, for good; another of any gives another.
+TEST(Sample, IsAFunctionOfSeedPromptAndPosition) {
+  const std::vector<float> logits(1000);
+  SamplingOptions o;
+  const auto draws = [&](uint64_t seed, uint64_t stream, int64_t first) {
+    o.seed = seed;
+    std::vector<int32_t> tokens;
+    for (int64_t i = 0; i < 5; i++) tokens.push_back(sample(logits, o, stream, first + i));
+    return tokens;
+  };
+  EXPECT_THAT(draws(0, 0, 0), ElementsAre(379, 4, 313, 699, 690));
+  EXPECT_THAT(draws(1, 0, 0), ElementsAre(958, 936, 243, 686, 96));
+  EXPECT_THAT(draws(0, 1, 0), ElementsAre(777, 918, 152, 551, 275));
+  EXPECT_THAT(draws(0, 0, 1), ElementsAre(4, 313, 699, 690, 130));
+  EXPECT_THAT(draws(uint64_t{1} << 63, uint64_t{1} << 40, int64_t{1} << 35),
+              ElementsAre(732, 281, 902, 957, 742));
+}
+
+TEST(ValidateSampling, NamesTheOption) {
+  const auto error = [](const auto& change) -> std::string {
+    SamplingOptions o;
+    change(o);
+    try {
+      validate(o);
+    } catch (const UsageError& e) {
+      return e.what();
+    }
+    return "none";
+  };
+  using O = SamplingOptions;
+  EXPECT_EQ(error([](O&) {}), "none");
+  EXPECT_EQ(error([](O& o) { o.temperature = 0; }), "none");
+  EXPECT_THAT(error([](O& o) { o.temperature = -1; }), HasSubstr("--temperature is -1"));
+  EXPECT_THAT(error([](O& o) { o.temperature = NAN; }), HasSubstr("--temperature"));
+  EXPECT_THAT(error([](O& o) { o.top_k = -1; }), HasSubstr("--top-k"));
+  EXPECT_THAT(error([](O& o) { o.top_p = 0; }), HasSubstr("--top-p"));
+  EXPECT_THAT(error([](O& o) { o.top_p = 1.1; }), HasSubstr("--top-p"));
+  EXPECT_THAT(error([](O& o) { o.max_tokens = 0; }), HasSubstr("--max-tokens"));
+  EXPECT_THAT(error([](O& o) { o.stop = {"a", ""}; }), HasSubstr("--stop"));
+}
+
+}  // namespace
+}  // namespace lockstep
