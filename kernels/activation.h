@@ -13,7 +13,8 @@
 //   gelu_tanh  x * (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2   as in GPT-2
 //   silu       x * sigmoid(x)
 //
-// Arithmetic is fp32 whatever the dtype, which all operands share.
+// Arithmetic is fp32 whatever the dtype, which all operands share. NaN gives NaN, infinities the
+// limit, but gelu and silu of -infinity NaN (infinity times zero), as in PyTorch.
 namespace lockstep::kernels {
 
 enum class Activation { relu, sigmoid, tanh, gelu, gelu_tanh, silu };

@@ -151,6 +151,20 @@ TEST(Activation, FarArgumentsGiveLimitsAndNanStays) {
         EXPECT_NEAR(dx[0], x > 0 && grows ? 1 : 0, 3e-12) << name(activation) << "' of " << x;
       }
     }
+    const bool grows = activation != Activation::sigmoid && activation != Activation::tanh;
+    for (float x : {kInfinity, -kInfinity}) {
+      Values<float> in({1}, x), y({1}), dy({1}, 1), dx({1});
+      activation_forward(y.tensor(), in.tensor(), activation, stream);
+      activation_backward(dx.tensor(), dy.tensor(), in.tensor(), activation, stream);
+      if (x > 0) {
+        EXPECT_EQ(y[0], grows ? x : 1) << name(activation);
+      } else if (grows && activation != Activation::relu) {
+        EXPECT_TRUE(std::isnan(y[0])) << name(activation);
+      } else {
+        EXPECT_EQ(y[0], activation == Activation::tanh ? -1 : 0) << name(activation);
+      }
+      EXPECT_EQ(dx[0], x > 0 && grows ? 1 : 0) << name(activation);
+    }
     Values<float> in({1}, kNan), y({1}), dy({1}, kNan), dx({1});
     activation_forward(y.tensor(), in.tensor(), activation, stream);
     EXPECT_TRUE(std::isnan(y[0])) << name(activation);
