@@ -199,8 +199,8 @@ std::array<int32_t, 256> find_byte_ids(const IdOf& ids, std::string_view source)
     const auto found = ids.find(print_bytes({&text, 1}));
     if (found == ids.end()) {
       throw DataError(
-          "{}: model.vocab: no token for byte {:#04x}: only byte-level BPE is supported", source,
-          byte);
+          "{}: the vocabulary has no token for byte {:#04x}: only byte-level BPE is supported",
+          source, byte);
     }
     byte_ids[static_cast<size_t>(byte)] = found->second;
   }

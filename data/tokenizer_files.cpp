@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "core/check.h"
 #include "core/file.h"
@@ -185,6 +186,7 @@ Tokenizer load_file(const fs::path& path) {
 TokenizerParts parse_tiktoken_ranks(std::string_view content, std::string_view name,
                                     std::string_view source) {
   std::vector<std::string> bytes_of_rank;
+  std::unordered_set<std::string> tokens;
   size_t num_ranks = 0;
   for (int number = 1; !content.empty(); number++) {
     const std::string_view line = take_line(&content);
@@ -201,6 +203,9 @@ TokenizerParts parse_tiktoken_ranks(std::string_view content, std::string_view n
     if (at >= bytes_of_rank.size()) bytes_of_rank.resize(at + 1);
     if (!bytes_of_rank[at].empty()) {
       throw DataError("{}: line {}: rank {} is there twice", source, number, rank);
+    }
+    if (!tokens.insert(bytes).second) {
+      throw DataError("{}: line {}: this token is there twice", source, number);
     }
     bytes_of_rank[at] = std::move(bytes);
     num_ranks++;

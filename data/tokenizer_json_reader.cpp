@@ -12,9 +12,9 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kMaxDepth = 64;               // of nesting
-constexpr int64_t kMaxUnusedIds = 1 << 20;  // a larger gap between ids is taken for damage
-constexpr size_t kMaxSteps = 32;            // of the pre-tokenizer
+constexpr int kMaxDepth = 64;                // of nesting
+constexpr uint64_t kMaxUnusedIds = 1 << 20;  // a larger gap between ids is taken for damage
+constexpr size_t kMaxSteps = 32;             // of the pre-tokenizer
 
 // A value, and where it stands: "model.vocab". All reading goes through it, so that every error
 // names the file and the field.
@@ -55,7 +55,7 @@ class Field {
     return json_.get<bool>();
   }
   int32_t id() const {
-    if (!json_.is_number_integer() || json_ < 0 || json_ > INT32_MAX - 1) {
+    if (!json_.is_number_unsigned() || json_.get<uint64_t>() >= INT32_MAX) {
       fail("an id is expected: a whole number from 0 to 2147483646");
     }
     return json_.get<int32_t>();
@@ -106,20 +106,23 @@ Json parse(std::string_view json, std::string_view source) {
   } catch (const Json::parse_error& error) {
     throw DataError("{}: not JSON: damaged or cut short at byte {} of {}", source, error.byte,
                     json.size());
+  } catch (const Json::exception&) {
+    throw DataError("{}: not JSON: a number that is too large", source);
   }
 }
 
 std::vector<std::string> read_vocab(const Field& field) {
   if (!field.json().is_object()) field.fail("an object of tokens and ids is expected");
   std::vector<std::string> printed;
-  const int64_t limit = static_cast<int64_t>(field.json().size()) + kMaxUnusedIds;
+  const uint64_t limit = field.json().size() + kMaxUnusedIds;
   for (const auto& [token, value] : field.json().items()) {
     const auto fail = [&](std::string_view what) {
       field.fail(fmt::format("token '{}': {}", Field::shorten(token), what));
     };
     if (token.empty()) fail("a token without text");
-    if (!value.is_number_integer() || value < 0) fail("its id is not a whole number from 0 up");
-    if (value >= limit) fail(fmt::format("id {} is far above the number of tokens", value.dump()));
+    if (!value.is_number_unsigned()) fail("its id is not a whole number from 0 up");
+    if (value.get<uint64_t>() >= limit)
+      fail(fmt::format("id {} is far above the number of tokens", value.dump()));
     const auto id = value.get<size_t>();
     if (id >= printed.size()) printed.resize(id + 1);
     if (!printed[id].empty()) {
@@ -164,7 +167,8 @@ void read_merges(const Field& field, TokenizerParts& parts) {
       }
       return found->second;
     };
-    parts.merges.emplace_back(id_of(left), id_of(right));
+    const int32_t left_id = id_of(left);
+    parts.merges.emplace_back(left_id, id_of(right));
   }
 }
 
