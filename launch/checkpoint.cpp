@@ -1,6 +1,5 @@
 #include "checkpoints/checkpoint.h"
 
-#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <map>
@@ -8,7 +7,7 @@
 
 #include "data/tokenizer.h"
 #include "launch/command.h"
-#include "launch/machine.h"
+#include "launch/text.h"
 
 namespace lockstep::launch {
 namespace {
@@ -26,25 +25,6 @@ int64_t bytes_on_disk(const path& p) {
     if (entry.is_regular_file(ignored)) bytes += static_cast<int64_t>(entry.file_size(ignored));
   }
   return bytes;
-}
-
-std::string age_text(const path& p) {
-  std::error_code error;
-  const auto written = std::filesystem::last_write_time(p, error);
-  if (error) return "";
-  const auto age = std::chrono::duration_cast<std::chrono::seconds>(
-                       std::filesystem::file_time_type::clock::now() - written)
-                       .count();
-  if (age < 120) return fmt::format("{} s ago", std::max<int64_t>(age, 0));
-  if (age < 2 * 3600) return fmt::format("{} min ago", age / 60);
-  if (age < 48 * 3600) return fmt::format("{} h ago", age / 3600);
-  return fmt::format("{} days ago", age / 86400);
-}
-
-std::string count_text(double count) {
-  if (count >= 1e9) return fmt::format("{:.2f} billion", count / 1e9);
-  if (count >= 1e6) return fmt::format("{:.2f} million", count / 1e6);
-  return fmt::format("{:.0f}", count);
 }
 
 // loss and validation_loss of each step, as the run noted them; a line that is not whole is passed
@@ -101,8 +81,7 @@ ExitCode inspect(const path& where) {
   const CheckpointInfo& info = checkpoint.info();
   fmt::print("{}\n", checkpoint.path().string());
   fmt::print("  {:<24}{}\n", "step", info.step);
-  fmt::print("  {:<24}{}\n", "parameters",
-             count_text(static_cast<double>(checkpoint.table().size())));
+  fmt::print("  {:<24}{}\n", "parameters", count_text(checkpoint.table().size()));
   fmt::print("  {:<24}{}\n", "optimizer state",
              checkpoint.has_optimizer_state() ? "yes" : "no (weights only)");
   fmt::print("  {:<24}{}, written {}\n", "on disk", size_text(bytes_on_disk(checkpoint.path())),
@@ -179,8 +158,7 @@ ExitCode import_from(const path& folder, const path& output) {
   import_hugging_face(folder, tokenizer.to_json(), output);
   const Checkpoint checkpoint = Checkpoint::open(output);
   fmt::print("{}: {}, {} parameters, {}\n", output.string(), name(checkpoint.info().model.family),
-             count_text(static_cast<double>(checkpoint.table().size())),
-             size_text(bytes_on_disk(output)));
+             count_text(checkpoint.table().size()), size_text(bytes_on_disk(output)));
   return ExitCode::done;
 }
 

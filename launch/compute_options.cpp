@@ -1,5 +1,7 @@
 #include "launch/compute_options.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 
 #include "core/thread_pool.h"
@@ -61,10 +63,20 @@ DType resolve_precision(PrecisionChoice precision, bool fast_bf16) {
 
 void start_threads(const std::optional<int>& threads, MpiSession* session) {
   const Machine machine = this_machine();
-  int share = static_cast<int>(machine.cores.size());
-  if (session != nullptr) share = default_threads(machine, *session);
-  if (machine.quota >= 1) share = std::min(share, static_cast<int>(machine.quota));
-  set_num_threads(threads.value_or(share));
+  if (session == nullptr) {
+    const auto cores = static_cast<int>(machine.cores.size());
+    const int quota = machine.quota >= 1 ? static_cast<int>(machine.quota) : cores;
+    set_num_threads(threads.value_or(std::min(cores, quota)));
+    return;
+  }
+  const CoreShare share = share_of_cores(machine, *session);
+  set_num_threads(threads.value_or(share.threads));
+  if (share.cores_of_workers < machine.cores_of_host && session->rank() == 0) {
+    spdlog::warn(
+        "the workers are bound to {} of this host's {} cores; 'mpirun --bind-to none' "
+        "lets them use all",
+        share.cores_of_workers, machine.cores_of_host);
+  }
 }
 
 DType start_compute(const ComputeOptions& options, MpiSession* session) {

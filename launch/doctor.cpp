@@ -8,6 +8,7 @@
 #include "launch/findings.h"
 #include "launch/machine.h"
 #include "launch/measure.h"
+#include "launch/text.h"
 #include "model/config.h"
 
 namespace lockstep::launch {
@@ -18,7 +19,7 @@ using nlohmann::json;
 // What one worker knows and measures. All workers measure at the same time, as they will train.
 json examine(MpiSession& session, const std::filesystem::path& folder) {
   const Machine machine = this_machine();
-  const int threads = default_threads(machine, session);
+  const int threads = share_of_cores(machine, session).threads;
   set_num_threads(threads);
   json worker = {
       {"rank", session.rank()},

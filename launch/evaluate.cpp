@@ -9,6 +9,7 @@
 #include "launch/command.h"
 #include "launch/compute_options.h"
 #include "launch/same_tokenizer.h"
+#include "launch/text.h"
 
 namespace lockstep::launch {
 namespace {
@@ -55,10 +56,10 @@ void print_table(const EvaluateOptions& o, const Evaluation& evaluation, DType p
   fmt::print("{:<15}{:.4f} nats a token\n", "loss", evaluation.loss);
   fmt::print("{:<15}{:.2f}\n", "perplexity", evaluation.perplexity);
   fmt::print("{:<15}{:.4f}\n", "bits a byte", evaluation.bits_per_byte);
-  fmt::print("{:<15}{} ({} bytes of text, split {})\n", "tokens", evaluation.tokens,
-             evaluation.bytes, o.split);
-  fmt::print(stderr, "[{}, {:.1f} s, {:.0f} tokens/s]\n", name(precision), seconds,
-             static_cast<double>(evaluation.tokens) / seconds);
+  fmt::print("{:<15}{} ({} bytes of text, split {})\n", "tokens", grouped(evaluation.tokens),
+             grouped(evaluation.bytes), o.split);
+  const auto rate = static_cast<int64_t>(static_cast<double>(evaluation.tokens) / seconds);
+  fmt::print(stderr, "[{}, {:.1f} s, {} tokens/s]\n", name(precision), seconds, grouped(rate));
 }
 
 }  // namespace

@@ -9,7 +9,8 @@
 #include <set>
 #include <sstream>
 
-#include "launch/machine.h"
+#include "comm/mpi_session.h"
+#include "launch/text.h"
 
 namespace lockstep::launch {
 namespace {

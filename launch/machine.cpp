@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <map>
 #include <set>
 #include <sstream>
 
@@ -113,30 +114,27 @@ Machine this_machine() {
   return machine;
 }
 
-int default_threads(const Machine& machine, MpiSession& session) {
+CoreShare share_of_cores(const Machine& machine, MpiSession& session) {
   // What every worker may run on: "host core core ...", a line a worker.
   std::string mine = session.host();
   for (const int core : machine.cores) mine += fmt::format(" {}", core);
   std::string all = fmt::format("{}", fmt::join(session.world().gather(mine), "\n"));
   session.world().broadcast(all, 0);
 
-  std::vector<int> workers_of_core(static_cast<size_t>(machine.cores.back()) + 1, 0);
+  std::map<int, int> workers_of_core;  // of this host
   std::istringstream lines(all);
   for (std::string line; std::getline(lines, line);) {
     std::istringstream words(line);
     std::string host;
     words >> host;
-    if (host != session.host()) continue;
-    for (size_t core; words >> core;) {
-      if (core < workers_of_core.size()) workers_of_core[core]++;
-    }
+    for (int core; host == session.host() && words >> core;) workers_of_core[core]++;
   }
   double share = 0;
-  for (const int core : machine.cores) {
-    share += 1.0 / std::max(1, workers_of_core[static_cast<size_t>(core)]);
-  }
+  for (const int core : machine.cores) share += 1.0 / workers_of_core[core];
   if (machine.quota > 0) share = std::min(share, machine.quota / session.local_size());
-  return std::max(1, static_cast<int>(std::floor(share + 1e-6)));
+  // The sum of n shares of 1/n may fall just short of 1.
+  return {std::max(1, static_cast<int>(std::floor(share + 1e-6))),
+          static_cast<int>(workers_of_core.size())};
 }
 
 int64_t space_bytes(const std::filesystem::path& folder) {
@@ -151,13 +149,5 @@ double load_average() {
 }
 
 bool has_nvidia_gpu() { return std::filesystem::exists("/dev/nvidia0"); }
-
-std::string size_text(int64_t bytes) {
-  const char* units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
-  double value = static_cast<double>(bytes);
-  size_t unit = 0;
-  for (; value >= 1024 && unit + 1 < std::size(units); unit++) value /= 1024;
-  return unit == 0 ? fmt::format("{} bytes", bytes) : fmt::format("{:.1f} {}", value, units[unit]);
-}
 
 }  // namespace lockstep::launch

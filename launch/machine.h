@@ -21,15 +21,16 @@ struct Machine {
 
 Machine this_machine();
 
-// Physical cores divided by the workers that share them, at least 1. Workers that mpirun bound to
-// cores of their own share nothing. Collective.
-int default_threads(const Machine& machine, MpiSession& session);
+struct CoreShare {
+  int threads = 1;           // physical cores divided by the workers that share them, at least 1
+  int cores_of_workers = 1;  // that the workers of this host may run on, together
+};
+
+// Workers that mpirun bound to cores of their own share nothing. Collective.
+CoreShare share_of_cores(const Machine& machine, MpiSession& session);
 
 int64_t space_bytes(const std::filesystem::path& folder);  // free to this user; 0 when unknown
 double load_average();                                     // of the last minute
 bool has_nvidia_gpu();
-
-// "1.5 GiB"
-std::string size_text(int64_t bytes);
 
 }  // namespace lockstep::launch

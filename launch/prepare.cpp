@@ -7,6 +7,7 @@
 
 #include "launch/command.h"
 #include "launch/progress_bar.h"
+#include "launch/text.h"
 
 namespace lockstep::launch {
 namespace {
@@ -41,16 +42,25 @@ OptionTable options(PrepareConfig& config) {
 void print_report(const PrepareConfig& config, const PrepareReport& report, double seconds) {
   const auto row = [](const char* name, const PrepareReport::Split& split) {
     if (split.documents == 0) return;
-    fmt::print("  {:<12}{:>12} documents  {:>15} bytes  {:>14} tokens  {:.2f} bytes a token\n",
-               name, split.documents, split.bytes, split.tokens, split.bytes_per_token());
+    fmt::print("  {:<12}{:>14} documents {:>16} bytes {:>16} tokens   {:.2f} bytes a token\n", name,
+               grouped(split.documents), grouped(split.bytes), grouped(split.tokens),
+               split.bytes_per_token());
   };
-  fmt::print("{}: {} documents, {} bytes read in {:.1f} s\n", config.output.string(),
-             report.documents, report.bytes, seconds);
+  fmt::print("{}, from {} of text in {:.1f} s\n", config.output.string(), size_text(report.bytes),
+             seconds);
   row("train", report.train);
   row("validation", report.validation);
-  fmt::print("  dropped     {:>12} empty, {} duplicate documents\n", report.empty,
-             report.duplicate);
-  fmt::print("  vocabulary  {:>12} tokens\n", report.vocab_size);
+  fmt::print("  {:<12}{:>14} empty, {} duplicate documents\n", "dropped", grouped(report.empty),
+             grouped(report.duplicate));
+  if (report.short_documents > 0) {
+    fmt::print("  {:<12}{:>14} documents of less than {} bytes\n", "kept short",
+               grouped(report.short_documents), kShortDocumentBytes);
+  }
+  fmt::print("  {:<12}{:>14} tokens\n", "vocabulary", grouped(report.vocab_size));
+  if (!report.split_by_document && report.validation.tokens > 0) {
+    fmt::print(
+        "  (too few documents to set whole ones aside: validation is the end of the text)\n");
+  }
 }
 
 }  // namespace

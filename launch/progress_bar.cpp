@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "launch/machine.h"
+#include "launch/text.h"
 
 namespace lockstep::launch {
 

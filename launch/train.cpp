@@ -4,6 +4,7 @@
 #include "comm/agreement.h"
 #include "core/file.h"
 #include "data/dataset.h"
+#include "kernels/matmul.h"
 #include "launch/command.h"
 #include "launch/same_tokenizer.h"
 #include "launch/train_options.h"
@@ -73,6 +74,19 @@ void write_options(const TrainOptions& options, const OptionTable& table) {
                                              "--config' accepts this file.\n"));
 }
 
+// Once, where the machine makes a difference.
+void say_precision(PrecisionChoice asked, DType precision) {
+  const bool fast = kernels::cpu::has_fast_product(precision);
+  if (asked == PrecisionChoice::automatic && precision == DType::fp32) {
+    spdlog::info("--precision auto is fp32: this machine has no fast product of bf16");
+  } else if (precision != DType::fp32 && !fast) {
+    spdlog::info(
+        "{}: this machine has no fast product of it: operands are rounded to {} and multiplied in "
+        "fp32, which is slower than --precision fp32",
+        name(precision), name(precision));
+  }
+}
+
 }  // namespace
 
 ExitCode run_train(const Arguments& arguments, MpiSession* session) {
@@ -89,6 +103,7 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   Surroundings surroundings;
   surroundings.workers = session->size();
   surroundings.fast_bf16 = fast_bf16(session);
+  const PrecisionChoice asked = options.precision;
   TrainConfig config;
   run_together(world, [&] {
     options.data = std::filesystem::absolute(options.data).lexically_normal();
@@ -98,6 +113,7 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
     adapt_micro_batch(options, table, session->size(), first);
     config = resolve_train(options, table, surroundings);
   });
+  if (first) say_precision(asked, config.precision);
   return train(config, world, [&] {
     if (first) write_options(options, table);
   });
