@@ -2,6 +2,8 @@
 
 #include <queue>
 
+#include "core/check.h"
+
 namespace lockstep {
 
 BpeMerger::BpeMerger(const std::array<int32_t, 256>& byte_ids, const std::vector<Merge>& merges)
@@ -57,29 +59,30 @@ void BpeMerger::encode_short(std::string_view word, std::vector<int32_t>& ids) c
 void BpeMerger::encode_long(std::string_view word, std::vector<int32_t>& ids) const {
   struct Node {
     int32_t token;  // -1: merged into the one before
-    int64_t previous, next;
+    uint32_t previous, next;
   };
   struct Candidate {
     int32_t rank, result;
-    int64_t place;
+    uint32_t place;
     bool operator<(const Candidate& other) const {  // std::priority_queue takes the largest first
       return rank != other.rank ? rank > other.rank : place > other.place;
     }
   };
-  const int64_t size = static_cast<int64_t>(word.size());
-  std::vector<Node> nodes(word.size());
-  for (int64_t i = 0; i < size; i++) {
-    const auto byte = static_cast<uint8_t>(word[static_cast<size_t>(i)]);
-    nodes[static_cast<size_t>(i)] = {byte_ids_[byte], i - 1, i + 1 < size ? i + 1 : -1};
+  constexpr uint32_t kNone = UINT32_MAX;
+  CHECK(word.size() < kNone, "a word of {} bytes", word.size());
+  const auto size = static_cast<uint32_t>(word.size());
+  std::vector<Node> nodes(size);
+  for (uint32_t i = 0; i < size; i++) {
+    const int32_t token = byte_ids_[static_cast<uint8_t>(word[i])];
+    nodes[i] = {token, i == 0 ? kNone : i - 1, i + 1 == size ? kNone : i + 1};
   }
-  const auto node = [&](int64_t place) -> Node& { return nodes[static_cast<size_t>(place)]; };
 
   std::vector<Candidate> initial;
-  const auto candidate_at = [&](int64_t place, auto add) {
-    const Found found = find(node(place).token, node(node(place).next).token);
+  const auto candidate_at = [&](uint32_t place, auto add) {
+    const Found found = find(nodes[place].token, nodes[nodes[place].next].token);
     if (found.rank != kNoRank) add(Candidate{found.rank, found.result, place});
   };
-  for (int64_t i = 0; i + 1 < size; i++) {
+  for (uint32_t i = 0; i + 1 < size; i++) {
     candidate_at(i, [&](const Candidate& candidate) { initial.push_back(candidate); });
   }
   std::priority_queue<Candidate> queue({}, std::move(initial));
@@ -88,20 +91,20 @@ void BpeMerger::encode_long(std::string_view word, std::vector<int32_t>& ids) co
   while (!queue.empty()) {
     const Candidate top = queue.top();
     queue.pop();
-    Node& left = node(top.place);
-    if (left.token < 0 || left.next < 0) continue;
-    Node& right = node(left.next);
+    Node& left = nodes[top.place];
+    if (left.token < 0 || left.next == kNone) continue;
+    Node& right = nodes[left.next];
     const Found found = find(left.token, right.token);
     if (found.rank == kNoRank || found.result != top.result) continue;
 
     left.token = top.result;
     right.token = -1;
     left.next = right.next;
-    if (left.next >= 0) node(left.next).previous = top.place;
-    if (left.previous >= 0) candidate_at(left.previous, push);
-    if (left.next >= 0) candidate_at(top.place, push);
+    if (left.next != kNone) nodes[left.next].previous = top.place;
+    if (left.previous != kNone) candidate_at(left.previous, push);
+    if (left.next != kNone) candidate_at(top.place, push);
   }
-  for (int64_t i = 0; i >= 0; i = node(i).next) ids.push_back(node(i).token);
+  for (uint32_t i = 0; i != kNone; i = nodes[i].next) ids.push_back(nodes[i].token);
 }
 
 }  // namespace lockstep

@@ -22,8 +22,8 @@ class BpeMerger {
   bool empty() const { return table_.size() == 0; }
   int32_t byte_id(uint8_t byte) const { return byte_ids_[byte]; }
 
-  // Adds the ids of `word` to the end of `ids`. n bytes take O(n log n) steps, and O(n) memory for
-  // words longer than kShortWord bytes.
+  // Adds the ids of `word`, of less than 4 GiB, to the end of `ids`. Words longer than kShortWord
+  // bytes take O(n log n) steps and 24 bytes of memory a byte.
   void encode(std::string_view word, std::vector<int32_t>& ids) const;
 
   static constexpr size_t kShortWord = 96;

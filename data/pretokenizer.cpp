@@ -15,6 +15,7 @@ namespace lockstep {
 namespace {
 
 constexpr size_t kJitStackStart = 32 * 1024, kJitStackLimit = 64 * 1024 * 1024;  // bytes
+constexpr size_t kMatchSteps = 10'000'000, kMatchStepsPerByte = 16;  // of backtracking, at most
 
 std::string pcre2_message(int code) {
   char text[256];
@@ -56,6 +57,9 @@ class Matcher {
   // Finds the first match that starts at `from` or later. `text` must be valid UTF-8.
   bool find(const pcre2_code* code, std::string_view text, size_t from, size_t* begin,
             size_t* end) {
+    // Some patterns take a step or a few for each character of a long run before they give up.
+    const size_t limit = kMatchSteps + kMatchStepsPerByte * text.size();
+    pcre2_set_match_limit(context_, static_cast<uint32_t>(std::min<size_t>(limit, UINT32_MAX)));
     const int found = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
                                   from, PCRE2_NO_UTF_CHECK, data_, context_);
     if (found == PCRE2_ERROR_NOMATCH) return false;
