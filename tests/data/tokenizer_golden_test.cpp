@@ -137,11 +137,10 @@ TEST(TokenizerGoldenFiles, LoadsGpt2VocabAndMerges) {
 }
 
 TEST(TokenizerGoldenFiles, SplitsAsHuggingFace) {
-  const Json golden_pieces = Json::parse(golden_text("pieces.json"));
-  const std::string text = golden_pieces["text"];
   Json document = Json::parse(Tokenizer::bytes().to_json());
   const Json bytes_only = document["pre_tokenizer"];
-  for (const Json& item : golden_pieces["cases"]) {
+  for (const Json& item : Json::parse(golden_text("pieces.json"))) {
+    const std::string text = item["text"];
     document["pre_tokenizer"] = {{"type", "Sequence"},
                                  {"pretokenizers", {item["pre_tokenizer"], bytes_only}}};
     const TokenizerParts parts = parse_tokenizer_json(document.dump(), "golden");

@@ -2,10 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
 #include <random>
 
 #include "core/check.h"
 #include "data/bpe_trainer.h"
+#include "data/pretokenizer.h"
+#include "data/unicode.h"
 
 namespace lockstep {
 namespace {
@@ -50,6 +53,51 @@ TEST(Tokenizer, DecodingEncodedBytesGivesThemBack) {
       EXPECT_EQ(tokenizer.decode(tokenizer.encode_with_special_tokens(bytes)), bytes);
     }
   }
+}
+
+TEST(Tokenizer, BytesThatAreNotUtf8AreSplitOffByRuns) {
+  std::vector<std::string> pieces;
+  const PreTokenizer pretokenizer({PreTokenizer::Step{}});
+  pretokenizer.split("ab\xFF\xFE cd\xE2\x82 ef\xED\xA0\x80",
+                     [&](std::string_view piece) { pieces.emplace_back(piece); });
+  EXPECT_EQ(pieces,
+            (std::vector<std::string>{"ab", "\xFF\xFE", " cd", "\xE2\x82", " ef", "\xED\xA0\x80"}));
+}
+
+TEST(Unicode, KnowsWholeCharacters) {
+  // Smallest and largest of each length, and what is just outside.
+  for (const std::string_view valid :
+       {"\x7F", "\xC2\x80", "\xDF\xBF", "\xE0\xA0\x80", "\xED\x9F\xBF", "\xEE\x80\x80",
+        "\xEF\xBF\xBF", "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF"}) {
+    EXPECT_EQ(unicode::valid_prefix(valid), valid.size());
+    EXPECT_EQ(unicode::invalid_prefix(valid), 0u);
+    std::string again;
+    unicode::append_utf8(again, unicode::first_character(valid).code);
+    EXPECT_EQ(again, valid);
+  }
+  for (const std::string_view invalid :
+       {"\x80", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xF0\x8F\xBF\xBF", "\xF4\x90\x80\x80",
+        "\xF5\x80\x80\x80", "\xC3", "\xE2\x82", "\xF0\x9F\x98"}) {
+    EXPECT_EQ(unicode::valid_prefix(invalid), 0u);
+    EXPECT_EQ(unicode::invalid_prefix(invalid), invalid.size());
+  }
+}
+
+// Hugging Face numbers added tokens that model.vocab does not hold one after the other, from the
+// number of tokens there: others must be in model.vocab for it to keep their ids.
+TEST(Tokenizer, AddedTokensKeepTheirIdsInHuggingFace) {
+  nlohmann::json json = nlohmann::json::parse(small_tokenizer().to_json());
+  const auto size = static_cast<int32_t>(json["model"]["vocab"].size());
+  const auto with_added = [&](int32_t id) {
+    nlohmann::json added = json;
+    added["added_tokens"].push_back({{"id", id}, {"content", "<|x|>"}, {"special", true}});
+    const Tokenizer tokenizer = Tokenizer::from_json(added.dump());
+    EXPECT_EQ(tokenizer.vocab_size(), id + 1);
+    EXPECT_EQ(tokenizer.encode_with_special_tokens("<|x|>"), (Ids{id}));
+    return nlohmann::json::parse(tokenizer.to_json());
+  };
+  EXPECT_FALSE(with_added(size)["model"]["vocab"].contains("<|x|>"));
+  EXPECT_EQ(with_added(size + 5)["model"]["vocab"]["<|x|>"], size + 5);
 }
 
 TEST(Tokenizer, JsonRoundTrips) {

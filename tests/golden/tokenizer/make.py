@@ -8,7 +8,7 @@
                 of the text, "special" (they are found) by Hugging Face, and "tiktoken", by tiktoken
                 from the same tokens without special ones (whose id 0 it does not have: ids are one
                 less there; what differs is what is not)
-  pieces.json   pre-tokenizers, and the pieces into which Hugging Face splits a text by them
+  pieces.json   pre-tokenizers, and the pieces into which Hugging Face splits texts by them
 
 Usage: make.py FOLDER, with `tokenizers` 0.23 and `tiktoken` 0.14 installed."""
 import json
@@ -42,6 +42,7 @@ SENTENCES = [
 ]
 
 # As published tokenizer.json files hold them; GPT-2's is what `ByteLevel` splits by.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
           r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
@@ -169,12 +170,19 @@ def make_pieces():
     cases += [digits(individual_digits=True), digits(individual_digits=False)]
     cases.append(pre_tokenizers.Sequence([split(Regex(r"\p{N}{1,3}"), "isolated"), split(Regex("[一-龥぀-ゟ゠-ヿ]+"), "isolated"),
                                           split(Regex(r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"), "isolated")]))
+    texts = {text: cases}
+    # Characters that are white space to some and not to others, and those of Unicode 15 to 16.
+    odd = ("a\u0085b\u180ec\u2028\u200b\u3000 \u0085 x \U00010d50\U00010d70a1\U00010d40 \u1c89\ua7cb\u0897"
+           "\U00031350\U0002ebf0b \U0001fae9\U00016d40'\u017f \ufeff\u00a0\u2003 ")
+    texts[odd] = [split(Regex(p), "isolated") for p in [
+        GPT2, LLAMA3, O200K, r"\s", r"\S+", r"\p{Lu}", r"\P{L}", r"[^\p{N}]+", r"\p{Han}+", r"\d", r"\p{M}", r"\p{So}"]]
     made = []
-    for case in cases:
-        state = json.loads(case.__getstate__())
-        spans = [span for _, span in case.pre_tokenize_str(text)]
-        made.append({"pre_tokenizer": state, "pieces": [text[a:b] for a, b in spans]})
-    return {"text": text, "cases": made}
+    for text, cases in texts.items():
+        for case in cases:
+            state = json.loads(case.__getstate__())
+            spans = [span for _, span in case.pre_tokenize_str(text)]
+            made.append({"text": text, "pre_tokenizer": state, "pieces": [text[a:b] for a, b in spans]})
+    return made
 
 
 def dump(value):
