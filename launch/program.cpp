@@ -107,8 +107,7 @@ Failure describe(const std::exception_ptr& exception) {
     return {error.exit_code(), error.what(), false};
   } catch (const std::bad_alloc&) {
     return {ExitCode::device,
-            "out of memory; make --micro-batch-size or the model smaller, or add --recompute",
-            false};
+            "out of memory; use a smaller model or micro-batch, or a machine with more", false};
   } catch (const std::filesystem::filesystem_error& error) {
     return {ExitCode::data, fmt::format("{}: {}", error.path1().string(), error.code().message()),
             false};

@@ -6,7 +6,9 @@
 #include "data/dataset.h"
 #include "kernels/matmul.h"
 #include "launch/command.h"
+#include "launch/machine.h"
 #include "launch/same_tokenizer.h"
+#include "launch/text.h"
 #include "launch/train_options.h"
 #include "trainer/trainer.h"
 
@@ -14,6 +16,11 @@ namespace lockstep::launch {
 namespace {
 
 std::filesystem::path options_of(const std::filesystem::path& run) { return run / "run.cfg"; }
+
+// So that run.cfg means the same from another folder.
+void make_absolute(std::filesystem::path& path) {
+  if (!path.empty()) path = std::filesystem::absolute(path).lexically_normal();
+}
 
 // Command line, --config, and what an earlier start of the run left in run.cfg: in this order. A
 // run without a checkpoint starts anew, from its run.cfg only when nothing else names the data.
@@ -74,6 +81,23 @@ void write_options(const TrainOptions& options, const OptionTable& table) {
                                              "--config' accepts this file.\n"));
 }
 
+// Otherwise the system ends a worker without a word when memory runs out.
+void check_memory(const TrainConfig& config, const MpiSession& session) {
+  const int64_t parameters = ParameterTable(config.model).size();
+  // Weights, gradients, two moments, and master weights where they are not the weights themselves.
+  const int64_t each =
+      size_bytes(config.precision) + 12 + (config.precision == DType::fp32 ? 0 : 4);
+  const int64_t needed = parameters * each * session.local_size();
+  const int64_t there = this_machine().memory_bytes;
+  if (there == 0 || needed <= there) return;
+  throw UsageError(
+      "a model of {} parameters needs {} on {} for {}, activations aside; there are {}\n"
+      "choose a smaller model, or fewer workers a host",
+      count_text(parameters), size_text(needed), session.host(),
+      session.local_size() == 1 ? "one worker" : fmt::format("{} workers", session.local_size()),
+      size_text(there));
+}
+
 // Once, where the machine makes a difference.
 void say_precision(PrecisionChoice asked, DType precision) {
   const bool fast = kernels::cpu::has_fast_product(precision);
@@ -106,12 +130,14 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   const PrecisionChoice asked = options.precision;
   TrainConfig config;
   run_together(world, [&] {
-    options.data = std::filesystem::absolute(options.data).lexically_normal();
+    make_absolute(options.data);
+    make_absolute(options.initialize_from);
     const Dataset dataset = Dataset::open(options.data);
     surroundings.vocab_size = dataset.tokenizer().vocab_size();
     surroundings.weights = model_of_weights(options, dataset);
     adapt_micro_batch(options, table, session->size(), first);
     config = resolve_train(options, table, surroundings);
+    check_memory(config, *session);
   });
   if (first) say_precision(asked, config.precision);
   return train(config, world, [&] {
