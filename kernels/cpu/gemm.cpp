@@ -47,9 +47,10 @@ const dnnl::engine& cpu_engine() {
 // The one place where oneDNN 2 and 3 differ.
 dnnl::matmul::primitive_desc describe(const Gemm& g) {
   const Memory::desc a = matrix(g.m, g.k, g.a_stride, g.a_transposed, g.inputs);
-  const Memory::desc b = matrix(g.k, g.n, g.b_stride, g.b_transposed, g.inputs);
-  const Memory::desc c = matrix(g.m, g.n, g.c_stride, false, g.output);
-  const Memory::desc bias = g.bias ? matrix(1, g.n, g.n, false, g.inputs) : Memory::desc();
+  const Memory::desc b =
+      g.b_packed ? Memory::desc({g.k, g.n}, onednn_type(g.inputs), Memory::format_tag::any)
+                 : matrix(g.k, g.n, g.b_stride, g.b_transposed, g.inputs);
+  const Memory::desc c = matrix(g.m, g.n, g.c_stride, false, DType::fp32);
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   if (g.accumulate) {
@@ -58,53 +59,75 @@ dnnl::matmul::primitive_desc describe(const Gemm& g) {
     attributes.set_post_ops(sum);
   }
 #if DNNL_VERSION_MAJOR >= 3
-  return {cpu_engine(), a, b, bias, c, attributes};
+  return {cpu_engine(), a, b, c, attributes};
 #else
-  return {dnnl::matmul::desc(a, b, bias, c), attributes, cpu_engine()};
+  return {dnnl::matmul::desc(a, b, c), attributes, cpu_engine()};
 #endif
 }
 
-// A primitive with the handles it is run with. Each thread has its own; oneDNN shares the compiled
-// code among them.
-class Product {
+// A oneDNN operation with the memory it is run on. Each thread has its own; oneDNN shares the
+// compiled code among them.
+class Operation {
  public:
-  explicit Product(const Gemm& g) {
-    const dnnl::matmul::primitive_desc description = describe(g);
-    primitive_ = dnnl::matmul(description);
-    a_ = Memory(description.src_desc(), cpu_engine(), nullptr);
-    b_ = Memory(description.weights_desc(), cpu_engine(), nullptr);
-    c_ = Memory(description.dst_desc(), cpu_engine(), nullptr);
-    scratchpad_ = Memory(description.scratchpad_desc(), cpu_engine(), nullptr);
-    scratchpad_bytes_ = static_cast<int64_t>(description.scratchpad_desc().get_size());
-    arguments_ = {{DNNL_ARG_SRC, a_.get()},
-                  {DNNL_ARG_WEIGHTS, b_.get()},
-                  {DNNL_ARG_DST, c_.get()},
-                  {DNNL_ARG_SCRATCHPAD, scratchpad_.get()}};
-    if (g.bias) {
-      bias_ = Memory(matrix(1, g.n, g.n, false, g.inputs), cpu_engine(), nullptr);
-      arguments_.push_back({DNNL_ARG_BIAS, bias_.get()});
-    }
+  struct Operand {
+    int name;
+    Memory::desc desc;
+  };
+  Operation(const dnnl::primitive& primitive, const Memory::desc& scratchpad,
+            std::initializer_list<Operand> operands)
+      : primitive_(primitive), scratchpad_bytes_(static_cast<int64_t>(scratchpad.get_size())) {
+    for (const auto& [name, desc] : operands) add(name, desc);
+    add(DNNL_ARG_SCRATCHPAD, scratchpad);
   }
 
-  void run(const dnnl::stream& stream, Scratch& scratch, const void* a, const void* b, void* c,
-           const void* bias) {
-    a_.set_data_handle(const_cast<void*>(a));
-    b_.set_data_handle(const_cast<void*>(b));
-    c_.set_data_handle(c);
-    if (bias_) bias_.set_data_handle(const_cast<void*>(bias));
-    scratchpad_.set_data_handle(scratch.bytes(scratchpad_bytes_));
+  // `data` in the order of the operands.
+  void run(const dnnl::stream& stream, Scratch& scratch, std::initializer_list<const void*> data) {
+    size_t i = 0;
+    for (const void* pointer : data) memory_[i++].set_data_handle(const_cast<void*>(pointer));
+    memory_[i].set_data_handle(scratch.bytes(scratchpad_bytes_));
     dnnl::error::wrap_c_api(
         dnnl_primitive_execute(primitive_.get(), stream.get(), static_cast<int>(arguments_.size()),
                                arguments_.data()),
-        "could not execute a matrix product");
+        "could not run");
   }
 
  private:
-  dnnl::matmul primitive_;
-  Memory a_, b_, c_, bias_, scratchpad_;
-  int64_t scratchpad_bytes_ = 0;
+  void add(int name, const Memory::desc& desc) {
+    memory_.emplace_back(desc, cpu_engine(), nullptr);
+    arguments_.push_back({name, memory_.back().get()});
+  }
+
+  dnnl::primitive primitive_;
+  int64_t scratchpad_bytes_;
+  std::vector<Memory> memory_;
   std::vector<dnnl_exec_arg_t> arguments_;
 };
+
+Operation product_operation(const Gemm& g) {
+  const dnnl::matmul::primitive_desc description = describe(g);
+  return {dnnl::matmul(description),
+          description.scratchpad_desc(),
+          {{DNNL_ARG_SRC, description.src_desc()},
+           {DNNL_ARG_WEIGHTS, description.weights_desc()},
+           {DNNL_ARG_DST, description.dst_desc()}}};
+}
+
+struct Packing {
+  Operation operation;
+  int64_t size_bytes;
+};
+
+Packing packing_operation(const Gemm& g) {
+  const Memory::desc from = matrix(g.k, g.n, g.b_stride, g.b_transposed, g.inputs);
+  const Memory::desc to = describe(g).weights_desc();
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  const dnnl::reorder::primitive_desc description(cpu_engine(), from, cpu_engine(), to, attributes);
+  return {{dnnl::reorder(description),
+           description.scratchpad_desc(),
+           {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}}},
+          static_cast<int64_t>(to.get_size())};
+}
 
 struct GemmHash {
   size_t operator()(const Gemm& g) const {
@@ -114,8 +137,8 @@ struct GemmHash {
       hash ^= hash >> 32;
     };
     for (int64_t value : {g.m, g.n, g.k, g.a_stride, g.b_stride, g.c_stride}) add(value);
-    add(g.a_transposed | g.b_transposed << 1 | g.accumulate << 2 | g.bias << 3 |
-        static_cast<int>(g.inputs) << 4 | static_cast<int>(g.output) << 8);
+    add(g.a_transposed | g.b_transposed << 1 | g.b_packed << 2 | g.accumulate << 3 |
+        static_cast<int>(g.inputs) << 4);
     return hash;
   }
 };
@@ -123,22 +146,49 @@ struct GemmHash {
 struct ThreadState {
   ThreadState() { omp_set_num_threads(1); }  // of this thread alone, for good
   dnnl::stream stream{cpu_engine()};
-  std::unordered_map<Gemm, Product, GemmHash> products;
+  std::unordered_map<Gemm, Operation, GemmHash> products;
+  std::unordered_map<Gemm, Packing, GemmHash> packings;
   Scratch scratch;
 };
 
+ThreadState& thread_state() {
+  static thread_local ThreadState state;
+  return state;
+}
+
+template <class Map, class Make>
+auto& find_or_make(Map& map, const Gemm& product, Make make) {
+  auto found = map.find(product);
+  if (found == map.end()) found = map.emplace(product, make(product)).first;
+  return found->second;
+}
+
+DeviceError refusal(const Gemm& product, const dnnl::error& e) {
+  return DeviceError("oneDNN refuses a matrix product ({} x {} x {}, {}): {}", product.m, product.n,
+                     product.k, name(product.inputs), e.what());
+}
+
 }  // namespace
 
-void gemm(const Gemm& product, const void* a, const void* b, void* c, const void* bias) {
-  if (product.m == 0 || product.n == 0) return;
-  static thread_local ThreadState state;
+void gemm(const Gemm& product, const void* a, const void* b, float* c) {
+  ThreadState& state = thread_state();
   try {
-    auto found = state.products.find(product);
-    if (found == state.products.end()) found = state.products.try_emplace(product, product).first;
-    found->second.run(state.stream, state.scratch, a, b, c, bias);
+    find_or_make(state.products, product, product_operation)
+        .run(state.stream, state.scratch, {a, b, c});
   } catch (const dnnl::error& e) {
-    throw DeviceError("oneDNN: {} ({} x {} x {}, {})", e.what(), product.m, product.n, product.k,
-                      name(product.inputs));
+    throw refusal(product, e);
+  }
+}
+
+const void* pack_for(const Gemm& product, const void* b, Scratch& scratch) {
+  ThreadState& state = thread_state();
+  try {
+    Packing& packing = find_or_make(state.packings, product, packing_operation);
+    void* packed = scratch.bytes(packing.size_bytes);
+    packing.operation.run(state.stream, state.scratch, {b, packed});
+    return packed;
+  } catch (const dnnl::error& e) {
+    throw refusal(product, e);
   }
 }
 

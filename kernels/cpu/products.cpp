@@ -4,51 +4,146 @@
 
 #include "core/thread_pool.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/pack.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cpu/simd.h"
 #include "kernels/matmul.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
 
-constexpr int64_t kColumnPiece = 256;
+constexpr int64_t kColumnPiece = 128;         // half of it for a narrow output
+constexpr int64_t kRowGroup = 8 * kRowPiece;  // rows that a piece of the weight is packed for
+constexpr int64_t kSumLength = 1024;          // terms of a sum made in one product
 
 // The gradient of a weight is cut into at least kWeightPieces pieces where its size allows, of at
 // most 256 x 256 and at least 64 x 64; a piece adds up kSumRows rows at a time, in order.
 constexpr int64_t kWeightPieces = 16;
-constexpr int64_t kSumRows = 512;
+constexpr int64_t kSumRows = 256;
 
 int64_t pieces(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
 
-const char* at(const void* data, int64_t element, DType dtype) {
-  return static_cast<const char*>(data) + element * size_bytes(dtype);
-}
-char* at(void* data, int64_t element, DType dtype) {
-  return static_cast<char*>(data) + element * size_bytes(dtype);
+// Rows a multiple of 2 KB apart share few places of the caches: a product reads a copy instead.
+bool is_slow_stride(int64_t stride, int64_t element_bytes) {
+  return stride * element_bytes % 2048 == 0;
 }
 
-// The values of `x` in the type that products are made in: x's own, or a copy in `scratch`.
-const void* operand(const Tensor& x, Scratch& scratch) {
-  if (x.empty() || product_type(x.dtype()) == x.dtype()) return x.data();
-  float* wide = scratch.get<float>(x.size());
-  with_float_type(x.dtype(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
+// Calls f(Tag<T>, Tag<P>): the type of the elements and the type that they are multiplied in.
+template <class F>
+void with_types(DType dtype, F&& f) {
+  with_float_type(dtype, [&](auto tag) {
+    if (product_type(dtype) == dtype) return f(tag, tag);
+    f(tag, Tag<float>{});
+  });
+}
+
+// x in the type P: its own values, or a copy in `scratch`.
+template <class P, class T>
+const P* as_product_type(const Tensor& x, Scratch& scratch) {
+  if constexpr (std::is_same_v<P, T>) {
+    return x.as<T>();
+  } else {
+    P* wide = scratch.get<P>(x.size());
     parallel_for(x.size(), kElementGrain, [&](int64_t begin, int64_t end) {
       widen(wide + begin, x.as<T>() + begin, end - begin);
     });
-  });
-  return wide;
+    return wide;
+  }
 }
 
-// Rounds fp32 values (rows, cols), `stride` apart, into out from (first_row, first_col) on.
-void store(const Tensor& out, int64_t first_row, int64_t first_col, int64_t rows, int64_t cols,
-           const float* values, int64_t stride) {
-  with_float_type(out.dtype(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    T* into = out.as<T>() + first_row * out.cols() + first_col;
-    for (int64_t n = 0; n < rows; n++) narrow(into + n * out.cols(), values + n * stride, cols);
-  });
+// Writes a piece of y: the sums, plus the bias if there is one.
+template <class Y>
+LOCKSTEP_CLONES void store(Y* y, int64_t stride, const float* sums, const float* bias, int64_t rows,
+                           int64_t cols) {
+  for (int64_t n = 0; n < rows; n++) {
+#pragma omp simd
+    for (int64_t c = 0; c < cols; c++)
+      y[n * stride + c] = from_float<Y>(sums[n * cols + c] + bias[c]);
+  }
 }
+
+// Columns [column, column + width) of y = x B + bias for rows [row, end).
+template <class T, class P>
+class RowsTask {
+ public:
+  RowsTask(const Tensor& y, const P* x, const Tensor& weight, const Tensor& bias, bool transposed)
+      : y_(y),
+        x_(x),
+        weight_(weight),
+        bias_(bias),
+        transposed_(transposed),
+        k_(transposed ? weight.cols() : weight.rows()) {}
+
+  void run(int64_t row, int64_t end, int64_t column, int64_t width) const {
+    static thread_local Scratch sum_scratch, row_scratch;
+    float* sums = sum_scratch.get<float>(kRowGroup * width);
+    float bias[kColumnPiece] = {};
+    if (!bias_.empty()) widen(bias, bias_.as<T>() + column, width);
+    for (int64_t k = 0; k < k_; k += kSumLength) {
+      Gemm product{.m = kRowPiece,
+                   .n = width,
+                   .k = std::min(kSumLength, k_ - k),
+                   .a_stride = k_,
+                   .b_stride = width,
+                   .c_stride = width,
+                   .accumulate = k > 0,
+                   .inputs = kDTypeOf<P>};
+      const void* b = packed(product, k, column);
+      for (int64_t n = row; n < end; n += kRowPiece) {
+        const int64_t count = std::min(kRowPiece, end - n);
+        const P* rows = x_ + n * k_ + k;
+        product.a_stride = k_;
+        if (count < kRowPiece) {
+          P* filled = row_scratch.get<P>(kRowPiece * k_);
+          for (int64_t r = 0; r < count; r++)
+            std::copy_n(rows + r * k_, product.k, filled + r * k_);
+          rows = filled;
+        }
+        float* sums_of_rows = sums + (n - row) * width;
+        gemm(product, rows, b, sums_of_rows);
+        if (k + kSumLength < k_) continue;
+        with_float_type(y_.dtype(), [&](auto tag) {
+          using Y = typename decltype(tag)::type;
+          store(y_.as<Y>() + n * y_.cols() + column, y_.cols(), sums_of_rows, bias, count, width);
+        });
+      }
+    }
+  }
+
+ private:
+  // Rows [k, k + product.k) of columns [column, column + product.n) of B. Completes `product`.
+  const void* packed(Gemm& product, int64_t k, int64_t column) const {
+    static thread_local Scratch scratch;
+    const int64_t stride = weight_.cols();
+    const T* b = weight_.as<T>() + (transposed_ ? column * k_ + k : k * stride + column);
+    if constexpr (sizeof(P) == sizeof(float)) {
+      P* out = scratch.get<P>(product.k * product.n);
+      if (transposed_) {
+        pack_transposed(out, b, stride, product.n, product.k);
+      } else {
+        pack(out, b, stride, product.k, product.n);
+      }
+      return out;
+    } else {
+      static thread_local Scratch transposed;
+      product.b_packed = true;
+      if (transposed_ && is_slow_stride(stride, sizeof(T))) {
+        P* out = transposed.get<P>(product.k * product.n);
+        pack_transposed(out, b, stride, product.n, product.k);
+        return pack_for(product, out, scratch);
+      }
+      product.b_transposed = transposed_, product.b_stride = stride;
+      return pack_for(product, b, scratch);
+    }
+  }
+
+  const Tensor& y_;
+  const P* x_;
+  const Tensor &weight_, &bias_;
+  const bool transposed_;
+  const int64_t k_;
+};
 
 // Side lengths of the pieces of a weight gradient: halved, the longer first, until there are
 // enough.
@@ -64,85 +159,76 @@ WeightPiece weight_piece(int64_t outputs, int64_t inputs) {
   return piece;
 }
 
+// Piece (outputs, inputs) of dweight, from (output, input) on.
+template <class T, class P>
+void weight_task(const Tensor& dweight, const T* dy, const T* x, int64_t rows, int64_t output,
+                 int64_t outputs, int64_t input, int64_t inputs) {
+  static thread_local Scratch a_scratch, b_scratch;
+  constexpr bool kConvert = !std::is_same_v<P, T>;
+  const int64_t dy_stride = dweight.rows(), x_stride = dweight.cols();
+  const bool copy_a = kConvert || is_slow_stride(dy_stride, sizeof(T));
+  const bool copy_b = kConvert || is_slow_stride(x_stride, sizeof(T));
+  for (int64_t row = 0; row < rows; row += kSumRows) {
+    const int64_t count = std::min(kSumRows, rows - row);
+    const T* dy_piece = dy + row * dy_stride + output;
+    const T* x_piece = x + row * x_stride + input;
+    const void *a = dy_piece, *b = x_piece;
+    if (copy_a) {
+      P* out = a_scratch.get<P>(count * outputs);
+      pack_transposed(out, dy_piece, dy_stride, count, outputs);
+      a = out;
+    }
+    if (copy_b) {
+      P* out = b_scratch.get<P>(count * inputs);
+      pack(out, x_piece, x_stride, count, inputs);
+      b = out;
+    }
+    gemm({.m = outputs,
+          .n = inputs,
+          .k = count,
+          .a_stride = copy_a ? count : dy_stride,
+          .b_stride = copy_b ? inputs : x_stride,
+          .c_stride = x_stride,
+          .a_transposed = !copy_a,
+          .accumulate = true,
+          .inputs = kDTypeOf<P>},
+         a, b, dweight.as<float>() + output * x_stride + input);
+  }
+}
+
 }  // namespace
 
 DType product_type(DType dtype) { return has_fast_product(dtype) ? dtype : DType::fp32; }
 
 void product_by_rows(const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias,
                      bool transposed) {
-  static thread_local Scratch wide_x, wide_weight, wide_bias;
-  const DType type = product_type(x.dtype());
-  const void* a = operand(x, wide_x);
-  const void* b = operand(weight, wide_weight);
-  const void* c = operand(bias, wide_bias);
-  const int64_t rows = x.rows(), k = x.cols(), columns = y.cols();
-  const int64_t column_pieces = pieces(columns, kColumnPiece);
-  // The product's own type is the output's, except where inputs had to be widened.
-  const DType output = y.dtype() == type ? type : DType::fp32;
-
-  parallel_for(column_pieces * pieces(rows, kRowPiece), 1, [&](int64_t piece, int64_t) {
-    static thread_local Scratch filled_rows, product;
-    const int64_t row = piece / column_pieces * kRowPiece;
-    const int64_t column = piece % column_pieces * kColumnPiece;
-    const int64_t count = std::min(kRowPiece, rows - row);
-    const int64_t width = std::min(kColumnPiece, columns - column);
-    const char* a_rows = at(a, row * k, type);
-    if (count < kRowPiece) {
-      void* filled = filled_rows.bytes(kRowPiece * k * size_bytes(type));
-      std::memcpy(filled, a_rows, static_cast<size_t>(count * k * size_bytes(type)));
-      a_rows = static_cast<const char*>(filled);
-    }
-    const bool direct = output == y.dtype() && count == kRowPiece;
-    char* into = direct ? at(y.data(), row * columns + column, output)
-                        : product.get<char>(kRowPiece * columns * size_bytes(output));
-    gemm({.m = kRowPiece,
-          .n = width,
-          .k = k,
-          .a_stride = k,
-          .b_stride = weight.cols(),
-          .c_stride = columns,
-          .b_transposed = transposed,
-          .bias = !bias.empty(),
-          .inputs = type,
-          .output = output},
-         a_rows, at(b, transposed ? column * k : column, type), into,
-         bias.empty() ? nullptr : at(c, column, type));
-    if (direct) return;
-    if (output != y.dtype()) {
-      store(y, row, column, count, width, reinterpret_cast<const float*>(into), columns);
-    } else {
-      for (int64_t n = 0; n < count; n++) {
-        std::memcpy(at(y.data(), (row + n) * columns + column, output),
-                    at(into, n * columns, output), static_cast<size_t>(width * size_bytes(output)));
-      }
-    }
+  static thread_local Scratch wide;
+  const int64_t rows = x.rows(), columns = y.cols(), groups = pieces(rows, kRowGroup);
+  const int64_t width = columns < 2 * kColumnPiece ? kColumnPiece / 2 : kColumnPiece;
+  with_types(x.dtype(), [&](auto element, auto product) {
+    using T = typename decltype(element)::type;
+    using P = typename decltype(product)::type;
+    const RowsTask<T, P> task(y, as_product_type<P, T>(x, wide), weight, bias, transposed);
+    parallel_for(groups * pieces(columns, width), 1, [&](int64_t piece, int64_t) {
+      const int64_t row = piece % groups * kRowGroup, column = piece / groups * width;
+      task.run(row, std::min(rows, row + kRowGroup), column, std::min(width, columns - column));
+    });
   });
 }
 
 void product_over_rows(const Tensor& dweight, const Tensor& dy, const Tensor& x) {
-  static thread_local Scratch wide_dy, wide_x;
-  const DType type = product_type(x.dtype());
-  const void* a = operand(dy, wide_dy);
-  const void* b = operand(x, wide_x);
   const int64_t rows = x.rows(), inputs = x.cols(), outputs = dy.cols();
   const WeightPiece size = weight_piece(outputs, inputs);
   const int64_t across = pieces(inputs, size.inputs);
-
-  parallel_for(pieces(outputs, size.outputs) * across, 1, [&](int64_t piece, int64_t) {
-    const int64_t output = piece / across * size.outputs, input = piece % across * size.inputs;
-    for (int64_t row = 0; row < rows; row += kSumRows) {
-      const Gemm gemm_of_piece{.m = std::min(size.outputs, outputs - output),
-                               .n = std::min(size.inputs, inputs - input),
-                               .k = std::min(kSumRows, rows - row),
-                               .a_stride = outputs,
-                               .b_stride = inputs,
-                               .c_stride = inputs,
-                               .a_transposed = true,
-                               .accumulate = true,
-                               .inputs = type};
-      gemm(gemm_of_piece, at(a, row * outputs + output, type), at(b, row * inputs + input, type),
-           dweight.as<float>() + output * inputs + input);
-    }
+  with_types(x.dtype(), [&](auto element, auto product) {
+    using T = typename decltype(element)::type;
+    using P = typename decltype(product)::type;
+    parallel_for(pieces(outputs, size.outputs) * across, 1, [&](int64_t piece, int64_t) {
+      const int64_t output = piece / across * size.outputs, input = piece % across * size.inputs;
+      weight_task<T, P>(dweight, dy.as<T>(), x.as<T>(), rows, output,
+                        std::min(size.outputs, outputs - output), input,
+                        std::min(size.inputs, inputs - input));
+    });
   });
 }
 
