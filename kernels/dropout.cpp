@@ -2,27 +2,13 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/dropout_factors.h"
 #include "kernels/cpu/rows.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
 
 constexpr int64_t kQuads = 256;  // made at a time, so that they stay in the first-level cache
-
-// factors[i] = 1 / (1 - p) where place 4 * first_quad + i of the sequence is kept, else 0.
-LOCKSTEP_CLONES void mask_factors(float* factors, DropoutMask mask, uint32_t sequence,
-                                  int64_t first_quad) {
-  const uint32_t threshold = mask.threshold();
-  const float scale = mask.scale();
-#pragma omp simd
-  for (int64_t q = 0; q < kQuads; q++) {
-    const PhiloxCounter words = mask.words(sequence, static_cast<uint64_t>(first_quad + q));
-    factors[4 * q] = words[0] >= threshold ? scale : 0.0f;
-    factors[4 * q + 1] = words[1] >= threshold ? scale : 0.0f;
-    factors[4 * q + 2] = words[2] >= threshold ? scale : 0.0f;
-    factors[4 * q + 3] = words[3] >= threshold ? scale : 0.0f;
-  }
-}
 
 template <class T>
 LOCKSTEP_CLONES void scale_run(T* out, const T* x, const float* factors, int64_t n) {
@@ -55,7 +41,7 @@ void for_masked_runs(const Tensor& x, const DropoutMask& mask, Body body) {
     alignas(64) float factors[4 * kQuads];
     for (int64_t k = begin; k < end; k++) {
       const int64_t sequence = k / runs, run = k % runs, first = run * 4 * kQuads;
-      mask_factors(factors, mask, static_cast<uint32_t>(sequence), run * kQuads);
+      dropout_factors(factors, mask, sequence, run * kQuads, kQuads);
       body(sequence * length + first, std::min(4 * kQuads, length - first), factors);
     }
   });

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
+#include "kernels/cpu/dropout_factors.h"
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/simd.h"
 
@@ -13,7 +15,11 @@ namespace {
 // As T would hold it.
 template <class T, class P>
 LOCKSTEP_INLINE P rounded(float x) {
-  return from_float<P>(to_float(from_float<T>(x)));
+  if constexpr (std::is_same_v<P, T>) {
+    return from_float<P>(x);
+  } else {
+    return to_float(from_float<T>(x));
+  }
 }
 
 template <class T>
@@ -27,27 +33,13 @@ void zero(P* out, int64_t begin, int64_t end) {
   std::fill(out + begin, out + end, P{});
 }
 
-LOCKSTEP_CLONES void mask_factors(float* factors, DropoutMask mask, uint32_t sequence,
-                                  int64_t first_quad, int64_t quads) {
-  const uint32_t threshold = mask.threshold();
-  const float scale = mask.scale();
-#pragma omp simd
-  for (int64_t q = 0; q < quads; q++) {
-    const PhiloxCounter words = mask.words(sequence, static_cast<uint64_t>(first_quad + q));
-    factors[4 * q] = words[0] >= threshold ? scale : 0.0f;
-    factors[4 * q + 1] = words[1] >= threshold ? scale : 0.0f;
-    factors[4 * q + 2] = words[2] >= threshold ? scale : 0.0f;
-    factors[4 * q + 3] = words[3] >= threshold ? scale : 0.0f;
-  }
-}
-
 template <class T, class P>
 LOCKSTEP_CLONES float run_of_probabilities(P* out, const float* scores, float scale, float shift,
                                            int64_t n) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; i++) {
-    const float p = math::exp(scale * scores[i] - shift);
+    const float p = math::exp_of_negative(scale * scores[i] - shift);
     sum += p;
     out[i] = rounded<T, P>(p);
   }
@@ -60,7 +52,7 @@ LOCKSTEP_CLONES float run_of_probabilities(P* out, const float* scores, const fl
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; i++) {
-    const float p = math::exp(scale * scores[i] - shift);
+    const float p = math::exp_of_negative(scale * scores[i] - shift);
     sum += p;
     out[i] = rounded<T, P>(p * factors[i]);
   }
@@ -73,7 +65,7 @@ LOCKSTEP_CLONES void run_of_gradients(P* probability, P* score_gradient, const f
                                       int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
-    const float p = math::exp(scale * scores[i] - lse);
+    const float p = math::exp_of_negative(scale * scores[i] - lse);
     score_gradient[i] = rounded<T, P>(p * (gradient[i] - delta));
     probability[i] = rounded<T, P>(p);
   }
@@ -85,7 +77,7 @@ LOCKSTEP_CLONES void run_of_gradients(P* probability, P* score_gradient, const f
                                       float lse, float delta, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
-    const float p = math::exp(scale * scores[i] - lse);
+    const float p = math::exp_of_negative(scale * scores[i] - lse);
     score_gradient[i] = rounded<T, P>(p * (factors[i] * gradient[i] - delta));
     probability[i] = rounded<T, P>(p * factors[i]);
   }
@@ -162,7 +154,7 @@ const float* ProbabilityMask::factors(int64_t t, int64_t first, int64_t count) c
   alignas(64) static thread_local float factors[4 * kQuads];
   const int64_t place = (head_ * tokens_ + t) * tokens_ + first;
   const int64_t quad = place / 4, offset = place % 4;
-  mask_factors(factors, mask_, static_cast<uint32_t>(sequence_), quad, (offset + count + 3) / 4);
+  dropout_factors(factors, mask_, sequence_, quad, (offset + count + 3) / 4);
   return factors + offset;
 }
 

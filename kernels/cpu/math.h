@@ -63,6 +63,14 @@ LOCKSTEP_INLINE float exp(float x) {
   return (1.0f + expm1) * detail::power_of_two(half) * detail::power_of_two(n - half);
 }
 
+// e^x for x <= 88, and 0 for x < -87, where e^x nears the end of the normal range: for softmax, at
+// half the price of exp. Within 1.5 ulp.
+LOCKSTEP_INLINE float exp_of_negative(float x) {
+  const auto [n, expm1] = detail::reduce(x);
+  const float value = (1.0f + expm1) * detail::power_of_two(n);
+  return x < -87.0f ? 0.0f : value;
+}
+
 // Within 3 ulp.
 LOCKSTEP_INLINE float tanh(float x) {
   // tanh |x| = (e^2|x| - 1) / (e^2|x| - 1 + 2); from |x| = 10 on it rounds to 1.

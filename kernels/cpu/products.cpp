@@ -15,14 +15,18 @@ namespace {
 
 constexpr int64_t kColumnPiece = 128;         // half of it for a narrow output
 constexpr int64_t kRowGroup = 8 * kRowPiece;  // rows that a piece of the weight is packed for
-constexpr int64_t kSumLength = 1024;          // terms of a sum made in one product
+constexpr int64_t kSumBytes = 6 << 10;        // of a row, added up in one product
 
 // The gradient of a weight is cut into at least kWeightPieces pieces where its size allows, of at
-// most 256 x 256 and at least 64 x 64; a piece adds up kSumRows rows at a time, in order.
+// most 256 x 256 and at least 64 x 128; a piece adds up rows of dy in order, as many at a time as
+// make columns of kWeightSumBytes.
 constexpr int64_t kWeightPieces = 16;
-constexpr int64_t kSumRows = 256;
+constexpr int64_t kWeightSumBytes = 1 << 10;
 
 int64_t pieces(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
+
+// The length of pieces of nearly equal length, a multiple of 64, at most `most`, that cover n.
+int64_t even_piece(int64_t n, int64_t most) { return (pieces(n, pieces(n, most)) + 63) / 64 * 64; }
 
 // Rows a multiple of 2 KB apart share few places of the caches: a product reads a copy instead.
 bool is_slow_stride(int64_t stride, int64_t element_bytes) {
@@ -73,17 +77,18 @@ class RowsTask {
         weight_(weight),
         bias_(bias),
         transposed_(transposed),
-        k_(transposed ? weight.cols() : weight.rows()) {}
+        k_(transposed ? weight.cols() : weight.rows()),
+        sum_length_(even_piece(k_, kSumBytes / static_cast<int64_t>(sizeof(P)))) {}
 
   void run(int64_t row, int64_t end, int64_t column, int64_t width) const {
     static thread_local Scratch sum_scratch, row_scratch;
     float* sums = sum_scratch.get<float>(kRowGroup * width);
     float bias[kColumnPiece] = {};
     if (!bias_.empty()) widen(bias, bias_.as<T>() + column, width);
-    for (int64_t k = 0; k < k_; k += kSumLength) {
+    for (int64_t k = 0; k < k_; k += sum_length_) {
       Gemm product{.m = kRowPiece,
                    .n = width,
-                   .k = std::min(kSumLength, k_ - k),
+                   .k = std::min(sum_length_, k_ - k),
                    .a_stride = k_,
                    .b_stride = width,
                    .c_stride = width,
@@ -102,7 +107,7 @@ class RowsTask {
         }
         float* sums_of_rows = sums + (n - row) * width;
         gemm(product, rows, b, sums_of_rows);
-        if (k + kSumLength < k_) continue;
+        if (k + sum_length_ < k_) continue;
         with_float_type(y_.dtype(), [&](auto tag) {
           using Y = typename decltype(tag)::type;
           store(y_.as<Y>() + n * y_.cols() + column, y_.cols(), sums_of_rows, bias, count, width);
@@ -142,7 +147,7 @@ class RowsTask {
   const P* x_;
   const Tensor &weight_, &bias_;
   const bool transposed_;
-  const int64_t k_;
+  const int64_t k_, sum_length_;
 };
 
 // Side lengths of the pieces of a weight gradient: halved, the longer first, until there are
@@ -153,7 +158,7 @@ struct WeightPiece {
 WeightPiece weight_piece(int64_t outputs, int64_t inputs) {
   WeightPiece piece;
   while (pieces(outputs, piece.outputs) * pieces(inputs, piece.inputs) < kWeightPieces &&
-         piece.outputs * piece.inputs > 64 * 64) {
+         piece.outputs * piece.inputs > 64 * 128) {
     (piece.outputs >= piece.inputs ? piece.outputs : piece.inputs) /= 2;
   }
   return piece;
@@ -168,6 +173,7 @@ void weight_task(const Tensor& dweight, const T* dy, const T* x, int64_t rows, i
   const int64_t dy_stride = dweight.rows(), x_stride = dweight.cols();
   const bool copy_a = kConvert || is_slow_stride(dy_stride, sizeof(T));
   const bool copy_b = kConvert || is_slow_stride(x_stride, sizeof(T));
+  constexpr int64_t kSumRows = kWeightSumBytes / sizeof(P);
   for (int64_t row = 0; row < rows; row += kSumRows) {
     const int64_t count = std::min(kSumRows, rows - row);
     const T* dy_piece = dy + row * dy_stride + output;

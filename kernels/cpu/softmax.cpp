@@ -36,7 +36,7 @@ LOCKSTEP_CLONES double exponentials(float* x, float scale, float shift, int64_t 
     const int64_t end = std::min(n, first + kRun);
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = first; i < end; i++) {
-      x[i] = math::exp(scale * x[i] - shift);
+      x[i] = math::exp_of_negative(scale * x[i] - shift);
       sum += x[i];
     }
     total += sum;

@@ -34,6 +34,7 @@ using VectorFunction = void (*)(const float*, float*, int64_t);
   std::vector<VectorFunction> name() { return {name##_baseline}; }
 #endif
 VECTOR_FUNCTION(vector_exp, math::exp(x))
+VECTOR_FUNCTION(vector_exp_of_negative, math::exp_of_negative(x > 88.0f ? 88.0f : x))
 VECTOR_FUNCTION(vector_tanh, math::tanh(x))
 VECTOR_FUNCTION(vector_sigmoid, math::sigmoid(x))
 VECTOR_FUNCTION(vector_erf, math::erf(x))
@@ -83,6 +84,10 @@ void expect_within(double bound_ulps, const std::vector<VectorFunction>& f,
 
 TEST(Math, ExpIsWithinItsBound) {
   expect_within(1.5, vector_exp(), [](double x) { return std::exp(x); });
+}
+TEST(Math, ExpOfNegativeIsWithinItsBound) {
+  expect_within(1.5, vector_exp_of_negative(),
+                [](double x) { return x < -87 ? 0 : std::exp(std::min(x, 88.0)); });
 }
 TEST(Math, TanhIsWithinItsBound) {
   expect_within(3, vector_tanh(), [](double x) { return std::tanh(x); });
