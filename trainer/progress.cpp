@@ -51,17 +51,30 @@ std::string with_thousands(double value) {
   return text;
 }
 
-// Losses and norms are not negative, but a NaN may be, and its sign says nothing.
-std::vector<std::string> words(const ProgressStatus& s) {
+// What the line says, in order, and which goes first where it does not fit.
+struct Word {
+  std::string text;
+  int rank;  // the highest goes first
+};
+
+std::vector<Word> words(const ProgressStatus& s) {
   const int digits = static_cast<int>(std::to_string(s.steps).size());
-  std::vector<std::string> words{fmt::format("step {:{}}/{}", s.step, digits, s.steps),
-                                 fmt::format("loss {:.4f}", std::abs(s.loss))};
-  words.push_back(s.skipped ? "skipped" : fmt::format("lr {:.2e}", s.learning_rate));
-  words.push_back(fmt::format("grad norm {:.2f}", std::abs(s.grad_norm)));
-  words.push_back(with_thousands(s.tokens_per_second) + " tokens/s");
-  if (s.peak_share > 0) words.push_back(fmt::format("{:.0f} % of peak", 100 * s.peak_share));
-  if (s.seconds_left > 0) words.push_back(duration_text(s.seconds_left) + " left");
+  std::vector<Word> words;
+  words.push_back({fmt::format("step {:{}}/{}", s.step, digits, s.steps), 0});
+  // Losses and norms are not negative, but a NaN may be, and its sign says nothing.
+  words.push_back({fmt::format("loss {:.4f}", std::abs(s.loss)), 1});
+  words.push_back({s.skipped ? "skipped" : fmt::format("lr {:.2e}", s.learning_rate), 4});
+  words.push_back({fmt::format("grad norm {:.2f}", std::abs(s.grad_norm)), 5});
+  words.push_back({with_thousands(s.tokens_per_second) + " tokens/s", 3});
+  if (s.peak_share > 0) words.push_back({fmt::format("{:.0f} % of peak", 100 * s.peak_share), 6});
+  if (s.seconds_left > 0) words.push_back({duration_text(s.seconds_left) + " left", 2});
   return words;
+}
+
+std::string joined(const std::vector<Word>& words) {
+  std::string line;
+  for (const Word& word : words) line += (line.empty() ? "" : "  ") + word.text;
+  return line;
 }
 
 }  // namespace
@@ -74,24 +87,21 @@ std::string duration_text(double seconds) {
   return fmt::format("{}:{:02}", whole / 60, whole % 60);
 }
 
-std::string progress_text(const ProgressStatus& status) {
-  return fmt::format("{}", fmt::join(words(status), "  "));
-}
+std::string progress_text(const ProgressStatus& status) { return joined(words(status)); }
 
 std::string live_line(const ProgressStatus& status, int width) {
-  constexpr int kLargestBar = 30, kSmallestBar = 5, kFrame = 4;  // "[] " and the cursor
-  std::string text = progress_text(status);
-  const int room = width - static_cast<int>(text.size()) - kFrame;
-  const int bar = std::clamp(room, kSmallestBar, kLargestBar);
+  constexpr int kFrame = 4;       // "[] " and the cursor
+  constexpr int kUsualText = 90;  // columns
+  const int bar = std::clamp(width - kUsualText - kFrame, 8, 30);
+  auto fitting = words(status);
+  while (fitting.size() > 1 && static_cast<int>(joined(fitting).size()) + bar + kFrame > width) {
+    fitting.erase(std::max_element(fitting.begin(), fitting.end(),
+                                   [](const Word& a, const Word& b) { return a.rank < b.rank; }));
+  }
   const double share =
       status.steps > 0 ? static_cast<double>(status.step) / static_cast<double>(status.steps) : 0;
   const int full = static_cast<int>(std::clamp(share, 0.0, 1.0) * bar);
-  auto fitting = words(status);
-  while (fitting.size() > 1 && static_cast<int>(text.size()) + bar + kFrame > width) {
-    fitting.pop_back();
-    text = fmt::format("{}", fmt::join(fitting, "  "));
-  }
-  return fmt::format("[{:#<{}}{:-<{}}] {}", "", full, "", bar - full, text);
+  return fmt::format("[{:#<{}}{:-<{}}] {}", "", full, "", bar - full, joined(fitting));
 }
 
 Progress::Progress(bool shown, int64_t log_every)

@@ -12,10 +12,17 @@ namespace {
 
 using nlohmann::json;
 
-// As an option of the command line: "num_layers" -> "--layers".
+// As an option of the command line where it is one: "num_layers" -> "--layers".
 std::string option_name(const std::string& field) {
-  static const std::map<std::string, std::string> shorter{
-      {"num_layers", "--layers"}, {"num_heads", "--heads"}, {"num_kv_heads", "--kv-heads"}};
+  static const std::map<std::string, std::string> shorter{{"num_layers", "--layers"},
+                                                          {"num_heads", "--heads"},
+                                                          {"num_kv_heads", "--kv-heads"},
+                                                          {"vocab_size", "vocabulary"},
+                                                          {"head_dim", "head size"},
+                                                          {"norm_epsilon", "epsilon of norms"},
+                                                          {"tied_embeddings", "tied embeddings"},
+                                                          {"rope_theta", "base of RoPE"},
+                                                          {"rope_scaling", "scaling of RoPE"}};
   if (const auto it = shorter.find(field); it != shorter.end()) return it->second;
   std::string name = "--" + field;
   std::replace(name.begin(), name.end(), '_', '-');
@@ -23,6 +30,7 @@ std::string option_name(const std::string& field) {
 }
 
 std::string value_text(const json& value) {
+  if (value.is_number_float()) return fmt::format("{}", value.get<double>());
   return value.is_string() ? value.get<std::string>() : value.dump();
 }
 

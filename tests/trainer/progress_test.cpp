@@ -35,10 +35,12 @@ TEST(Progress, TheLiveLineFillsItsBarAndFitsTheTerminal) {
   for (int width = 30; width < 200; width++) {
     EXPECT_LT(live_line(kStatus, width).size(), static_cast<size_t>(width)) << width;
   }
-  EXPECT_EQ(live_line(kStatus, 60), "[#----] step 120/600  loss 4.2174  lr 5.91e-04");
+  EXPECT_EQ(live_line(kStatus, 80),
+            "[#-------] step 120/600  loss 4.2174  lr 5.91e-04  12,345 tokens/s  4:10 left");
+  EXPECT_EQ(live_line(kStatus, 50), "[#-------] step 120/600  loss 4.2174  4:10 left");
   ProgressStatus done = kStatus;
   done.step = 600;
-  EXPECT_EQ(live_line(done, 40).substr(0, 8), "[#####] ");
+  EXPECT_EQ(live_line(done, 40).substr(0, 11), "[########] ");
 }
 
 TEST(Progress, Durations) {
