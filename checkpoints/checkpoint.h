@@ -108,23 +108,29 @@ std::optional<std::filesystem::path> newest_good_checkpoint(
 std::vector<std::string> verify_checkpoint(const std::filesystem::path& path);
 
 struct TensorDifference {
-  std::string name;  // "/model/layers.0.attention.qkv.weight", "/optimizer/exp_avg/..."
-  bool equal;        // bit for bit
-  double largest;    // |a - b|; NaN where one is NaN
-  int64_t first_index;
-  std::string note;  // "only in A", "shape (2, 3) against (4, 3)", attributes: both values
+  std::string name;     // "/model/layers.0.attention.qkv.weight", "/optimizer/exp_avg/...", and for
+                        // values "/@step", "/run_config@learning_rate", "/tokenizer.json"
+  bool equal;           // bit for bit
+  double largest;       // |a - b|; NaN where one is NaN, and where there is nothing to subtract
+  int64_t first_index;  // of the first element that differs, in row-major order; -1: none
+  std::string note;     // "only in A", "shape (2, 3) against (4, 3)", attributes: both values
 };
 // Tensors and state of two checkpoints, in the order of A; only those that differ unless all is
-// set.
+// set. Reads block by block.
 std::vector<TensorDifference> diff_checkpoints(const Checkpoint& a, const Checkpoint& b, bool all);
+
+// The output of each of these is written under a temporary name and renamed when it is complete.
+// They throw UsageError when `output` exists, DataError when it cannot be written.
 
 // One self-contained HDF5 file with weights, configuration and tokenizer.
 void export_h5(const Checkpoint& checkpoint, const std::filesystem::path& output);
-// A Hugging Face folder: config.json, model.safetensors, tokenizer.json, tokenizer_config.json,
-// generation_config.json.
+// A Hugging Face folder that `transformers` loads (GPT2LMHeadModel or LlamaForCausalLM, fp32):
+// config.json, model.safetensors, tokenizer.json, tokenizer_config.json, generation_config.json.
 void export_hugging_face(const Checkpoint& checkpoint, const std::filesystem::path& output);
 // A Hugging Face folder (GPT2LMHeadModel or LlamaForCausalLM; model.safetensors or its shards) as
 // model.h5. `tokenizer_json` is the canonical content for the folder's tokenizer (data/ loads it).
+// F32, F16 and BF16 widen exactly. Throws DataError, naming the file and the field or tensor, for
+// what is not supported, missing, left over or of the wrong shape.
 void import_hugging_face(const std::filesystem::path& folder, const std::string& tokenizer_json,
                          const std::filesystem::path& output);
 

@@ -1,6 +1,6 @@
 #include "checkpoints/model_file.h"
 
-#include "checkpoints/output_file.h"
+#include "checkpoints/binary_file.h"
 #include "checkpoints/step_folder.h"
 #include "core/check.h"
 #include "core/file.h"

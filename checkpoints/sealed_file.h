@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoints/binary_file.h"
 #include "checkpoints/hdf5.h"
 #include "core/tensor.h"
 
@@ -60,11 +61,8 @@ FileIdentity write_sealed_file(const std::filesystem::path& path, const SealedFi
 class SealedFile {
  public:
   explicit SealedFile(std::filesystem::path path);  // throws DataError
-  SealedFile(SealedFile&& other) noexcept;
-  SealedFile& operator=(SealedFile&&) = delete;
-  ~SealedFile();
 
-  const std::filesystem::path& path() const { return path_; }
+  const std::filesystem::path& path() const { return file_.path(); }
   FileIdentity identity() const { return identity_; }
   const nlohmann::json& manifest() const { return manifest_; }
   const std::vector<DataRange>& data() const { return data_; }
@@ -84,10 +82,8 @@ class SealedFile {
   void verify_seal(uint64_t seal) const;
   void read_block_checksums();
   bool block_is_good(size_t index, uint64_t block, std::span<const std::byte> bytes) const;
-  void read_at(uint64_t offset, void* out, uint64_t size) const;
 
-  std::filesystem::path path_;
-  int descriptor_;
+  InputFile file_;
   FileIdentity identity_;
   nlohmann::json manifest_;
   std::vector<DataRange> data_;

@@ -1,10 +1,6 @@
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <mutex>
 
@@ -83,95 +79,56 @@ uint64_t blocks_of(const DataRange& range) {
 
 struct SealedFile::Header : SealedFileHeader {};
 
-SealedFile::SealedFile(std::filesystem::path path)
-    : path_(std::move(path)), descriptor_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
-  if (descriptor_ < 0) {
-    throw DataError("cannot open {}: {}", path_.string(), std::strerror(errno));
-  }
-  try {
-    const Header header = read_header();
-    identity_ = {header.file_size, header.seal};
-    read_manifest(header);
-    read_ranges(header.user_block_size);
-    verify_seal(header.seal);
-    read_block_checksums();
-  } catch (...) {
-    ::close(descriptor_);
-    throw;
-  }
-}
-
-SealedFile::SealedFile(SealedFile&& other) noexcept
-    : path_(std::move(other.path_)),
-      descriptor_(std::exchange(other.descriptor_, -1)),
-      identity_(other.identity_),
-      manifest_(std::move(other.manifest_)),
-      data_(std::move(other.data_)),
-      first_block_(std::move(other.first_block_)),
-      block_checksum_range_(std::move(other.block_checksum_range_)),
-      block_checksums_(std::move(other.block_checksums_)) {}
-
-SealedFile::~SealedFile() {
-  if (descriptor_ >= 0) ::close(descriptor_);
-}
-
-void SealedFile::read_at(uint64_t offset, void* out, uint64_t size) const {
-  auto* bytes = static_cast<std::byte*>(out);
-  while (size > 0) {
-    const ssize_t n = ::pread(descriptor_, bytes, size, static_cast<off_t>(offset));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) throw DataError("cannot read {}: {}", path_.string(), std::strerror(errno));
-    if (n == 0) throw DataError("{} ends at byte {}, truncated; {}", path_.string(), offset, kMend);
-    bytes += n, offset += static_cast<uint64_t>(n), size -= static_cast<uint64_t>(n);
-  }
+SealedFile::SealedFile(std::filesystem::path path) : file_(std::move(path)) {
+  const Header header = read_header();
+  identity_ = {header.file_size, header.seal};
+  read_manifest(header);
+  read_ranges(header.user_block_size);
+  verify_seal(header.seal);
+  read_block_checksums();
 }
 
 SealedFile::Header SealedFile::read_header() const {
-  struct stat status {};
-  if (::fstat(descriptor_, &status) != 0) {
-    throw DataError("cannot read {}: {}", path_.string(), std::strerror(errno));
-  }
-  if (!S_ISREG(status.st_mode)) throw DataError("{} is not a file", path_.string());
-  const auto size = static_cast<uint64_t>(status.st_size);
+  const uint64_t size = file_.size();
   Header header;
   char start[8] = {};
-  read_at(0, start, std::min<uint64_t>(size, sizeof(start)));
+  file_.read_at(0, start, std::min<uint64_t>(size, sizeof(start)));
   if (std::memcmp(start, kMagic, sizeof(kMagic)) != 0) {
     const bool hdf5 = std::memcmp(start, "\x89HDF\r\n\x1a\n", 8) == 0;
-    throw DataError("{} is not a checkpoint{}", path_.string(),
+    throw DataError("{} is not a checkpoint{}", path().string(),
                     size == 0 ? ": it is empty"
                     : hdf5    ? ": it is an HDF5 file that Lockstep has not written"
                               : ": its first bytes are not those of one");
   }
   if (size < sizeof(SealedFileHeader)) {
-    throw DataError("{} holds {} bytes, truncated; {}", path_.string(), size, kMend);
+    throw DataError("{} holds {} bytes, truncated; {}", path().string(), size, kMend);
   }
-  read_at(0, static_cast<SealedFileHeader*>(&header), sizeof(SealedFileHeader));
+  file_.read_at(0, static_cast<SealedFileHeader*>(&header), sizeof(SealedFileHeader));
   if (header.version != kFormatVersion || header.block_size != kBlockBytes) {
     throw DataError(
         "{} has version {} of the format, this program reads version {}: use a newer one",
-        path_.string(), header.version, kFormatVersion);
+        path().string(), header.version, kFormatVersion);
   }
   if (header.file_size != size) {
-    throw DataError("{} holds {} bytes and not {}, {}; {}", path_.string(), size, header.file_size,
+    throw DataError("{} holds {} bytes and not {}, {}; {}", path().string(), size, header.file_size,
                     size < header.file_size ? "truncated" : "something was added", kMend);
   }
   if (header.user_block_size < sizeof(SealedFileHeader) || header.user_block_size > size ||
       header.manifest_size > header.user_block_size - sizeof(SealedFileHeader) ||
       header.manifest_size > kLargestText) {
-    throw DataError("{} has a damaged header; {}", path_.string(), kMend);
+    throw DataError("{} has a damaged header; {}", path().string(), kMend);
   }
   return header;
 }
 
 void SealedFile::read_manifest(const Header& header) {
   std::string text(header.manifest_size, '\0');
-  read_at(sizeof(SealedFileHeader), text.data(), text.size());
+  file_.read_at(sizeof(SealedFileHeader), text.data(), text.size());
   manifest_ = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!manifest_.is_object() || !manifest_.contains("data") || !manifest_["data"].is_array() ||
       !manifest_.contains("texts") || !manifest_["texts"].is_array() ||
       !manifest_.contains("block_checksums")) {
-    throw DataError("{} has a damaged manifest; {}", path_.string(), kMend);
+    throw DataError("{} has a damaged manifest; {}", path().string(), kMend);
   }
 }
 
@@ -181,22 +138,22 @@ void SealedFile::read_ranges(uint64_t user_block_size) {
         range.size == 0 || (range.offset >= user_block_size && range.offset <= identity_.size &&
                             range.size <= identity_.size - range.offset);
     if (!inside) {
-      throw DataError("{}: {} is said to lie outside of the file; {}", path_.string(), range.name,
+      throw DataError("{}: {} is said to lie outside of the file; {}", path().string(), range.name,
                       kMend);
     }
   };
   const auto range_of = [&](const nlohmann::json& entry, std::string name) {
-    DataRange range{std::move(name), unsigned_field(entry, "offset", path_),
-                    unsigned_field(entry, "size", path_)};
+    DataRange range{std::move(name), unsigned_field(entry, "offset", path()),
+                    unsigned_field(entry, "size", path())};
     check(range);
     return range;
   };
   for (const nlohmann::json& entry : manifest_["data"]) {
-    data_.push_back(range_of(entry, text_field(entry, "name", path_)));
+    data_.push_back(range_of(entry, text_field(entry, "name", path())));
   }
   for (const nlohmann::json& entry : manifest_["texts"]) {
-    if (range_of(entry, text_field(entry, "name", path_)).size > kLargestText) {
-      throw DataError("{} has a damaged manifest; {}", path_.string(), kMend);
+    if (range_of(entry, text_field(entry, "name", path())).size > kLargestText) {
+      throw DataError("{} has a damaged manifest; {}", path().string(), kMend);
     }
   }
   block_checksum_range_ = range_of(manifest_["block_checksums"], "block_checksums");
@@ -209,7 +166,7 @@ void SealedFile::read_ranges(uint64_t user_block_size) {
             [](const DataRange* a, const DataRange* b) { return a->offset < b->offset; });
   for (size_t i = 1; i < in_order.size(); i++) {
     if (in_order[i - 1]->offset + in_order[i - 1]->size > in_order[i]->offset) {
-      throw DataError("{}: {} and {} are said to overlap; {}", path_.string(),
+      throw DataError("{}: {} and {} are said to overlap; {}", path().string(),
                       in_order[i - 1]->name, in_order[i]->name, kMend);
     }
   }
@@ -221,12 +178,12 @@ void SealedFile::verify_seal(uint64_t seal) const {
   for (const auto& [begin, end] : bytes_outside(data_, identity_.size)) {
     for (uint64_t at = begin; at < end; at += buffer.size()) {
       const std::span part(buffer.data(), std::min<uint64_t>(buffer.size(), end - at));
-      read_at(at, part.data(), part.size());
+      file_.read_at(at, part.data(), part.size());
       hash.add(at, part);
     }
   }
   if (hash.value() != seal) {
-    throw DataError("{} is damaged or was changed: its checksum does not fit; {}", path_.string(),
+    throw DataError("{} is damaged or was changed: its checksum does not fit; {}", path().string(),
                     kMend);
   }
 }
@@ -238,18 +195,18 @@ void SealedFile::read_block_checksums() {
     blocks += blocks_of(range);
   }
   if (block_checksum_range_.size != blocks * sizeof(uint64_t)) {
-    throw DataError("{}: {} blocks of data have {} bytes of checksums; {}", path_.string(), blocks,
+    throw DataError("{}: {} blocks of data have {} bytes of checksums; {}", path().string(), blocks,
                     block_checksum_range_.size, kMend);
   }
   block_checksums_.resize(blocks);
-  read_at(block_checksum_range_.offset, block_checksums_.data(), block_checksum_range_.size);
+  file_.read_at(block_checksum_range_.offset, block_checksums_.data(), block_checksum_range_.size);
 }
 
 std::string SealedFile::text(const std::string& name) const {
   for (const nlohmann::json& entry : manifest_["texts"]) {
     if (entry["name"] != name) continue;
     std::string text(entry["size"].get<uint64_t>(), '\0');
-    read_at(entry["offset"].get<uint64_t>(), text.data(), text.size());
+    file_.read_at(entry["offset"].get<uint64_t>(), text.data(), text.size());
     return text;
   }
   return "";
@@ -275,10 +232,10 @@ void SealedFile::read(size_t index, uint64_t begin, std::span<std::byte> out) co
     std::vector<std::byte> buffer(whole ? 0 : size);
     const std::span<std::byte> bytes =
         whole ? out.subspan(block_begin - begin, size) : std::span(buffer);
-    read_at(range.offset + block_begin, bytes.data(), size);
+    file_.read_at(range.offset + block_begin, bytes.data(), size);
     if (!block_is_good(index, block, bytes)) {
       throw DataError("{}: {} is damaged: the checksum of bytes {} to {} does not fit; {}",
-                      path_.string(), range.name, range.offset + block_begin,
+                      path().string(), range.name, range.offset + block_begin,
                       range.offset + block_begin + size, kMend);
     }
     if (whole) return;
@@ -297,7 +254,7 @@ std::vector<std::string> SealedFile::damaged_data() const {
     parallel_for(blocks, 1, [&](int64_t block, int64_t) {
       const uint64_t begin = static_cast<uint64_t>(block) * kBlockBytes;
       std::vector<std::byte> bytes(std::min(kBlockBytes, range.size - begin));
-      read_at(range.offset + begin, bytes.data(), bytes.size());
+      file_.read_at(range.offset + begin, bytes.data(), bytes.size());
       if (block_is_good(index, static_cast<uint64_t>(block), bytes)) return;
       std::lock_guard lock(mutex);
       first_bad = std::min(first_bad, block);
@@ -306,7 +263,7 @@ std::vector<std::string> SealedFile::damaged_data() const {
     const uint64_t begin = range.offset + static_cast<uint64_t>(first_bad) * kBlockBytes;
     found.push_back(
         fmt::format("{}: {} is damaged: the checksum of the block at byte {} does not fit",
-                    path_.string(), range.name, begin));
+                    path().string(), range.name, begin));
   }
   return found;
 }

@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstring>
 
-#include "checkpoints/output_file.h"
+#include "checkpoints/binary_file.h"
 #include "checkpoints/sealed_file.h"
 #include "checkpoints/sealed_file_header.h"
 #include "core/check.h"

@@ -9,8 +9,8 @@
 #include <future>
 #include <thread>
 
+#include "checkpoints/binary_file.h"
 #include "checkpoints/checkpoint.h"
-#include "checkpoints/output_file.h"
 #include "checkpoints/step_folder.h"
 #include "checkpoints/verify.h"
 #include "core/check.h"

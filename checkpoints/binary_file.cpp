@@ -1,6 +1,7 @@
-#include "checkpoints/output_file.h"
+#include "checkpoints/binary_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -11,6 +12,41 @@
 #include "core/check.h"
 
 namespace lockstep {
+
+InputFile::InputFile(std::filesystem::path path)
+    : path_(std::move(path)), descriptor_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
+  struct stat status {};
+  if (descriptor_ < 0 || ::fstat(descriptor_, &status) != 0) {
+    const int reason = errno;
+    if (descriptor_ >= 0) ::close(descriptor_);
+    throw DataError("cannot open {}: {}", path_.string(), std::strerror(reason));
+  }
+  if (!S_ISREG(status.st_mode)) {
+    ::close(descriptor_);
+    throw DataError("{} is not a file", path_.string());
+  }
+  size_ = static_cast<uint64_t>(status.st_size);
+}
+
+InputFile::InputFile(InputFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      descriptor_(std::exchange(other.descriptor_, -1)),
+      size_(other.size_) {}
+
+InputFile::~InputFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void InputFile::read_at(uint64_t offset, void* out, uint64_t size) const {
+  auto* bytes = static_cast<char*>(out);
+  while (size > 0) {
+    const ssize_t n = ::pread(descriptor_, bytes, size, static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw DataError("cannot read {}: {}", path_.string(), std::strerror(errno));
+    if (n == 0) throw DataError("{} ends at byte {}, truncated", path_.string(), offset);
+    bytes += n, offset += static_cast<uint64_t>(n), size -= static_cast<uint64_t>(n);
+  }
+}
 
 OutputFile::OutputFile(std::filesystem::path path)
     : path_(std::move(path)),

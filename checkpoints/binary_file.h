@@ -6,6 +6,25 @@
 
 namespace lockstep {
 
+// A file open for reading, at any place and by any thread. Failures, a file that ends too early
+// among them, are DataErrors with the path and the reason.
+class InputFile {
+ public:
+  explicit InputFile(std::filesystem::path path);
+  InputFile(InputFile&& other) noexcept;
+  InputFile& operator=(InputFile&&) = delete;
+  ~InputFile();
+
+  const std::filesystem::path& path() const { return path_; }
+  uint64_t size() const { return size_; }  // bytes, when it was opened
+  void read_at(uint64_t offset, void* out, uint64_t size) const;
+
+ private:
+  std::filesystem::path path_;
+  int descriptor_;
+  uint64_t size_ = 0;
+};
+
 // A new file being written; each failure is a DataError with the path and the reason. Closed, but
 // neither flushed nor removed, when it goes out of scope.
 class OutputFile {
