@@ -48,10 +48,13 @@ class Transformer {
   void zero_gradients();
 
   // Forward pass with dropout, and the gradient of gradient_scale * loss at the output layer (its
-  // logits never stand in memory whole). Returns the sum of the losses of the batch's tokens.
+  // logits never stand in memory whole): the gradient of the output layer's weight is added here.
+  // Returns the sum of the losses of the batch's tokens. What the batch views must live until
+  // backward returns.
   double forward(const Batch& batch, float gradient_scale);
 
-  // Adds the gradients of the batch that forward saw last.
+  // Adds the gradients of the batch that forward saw last; once for each forward, and before the
+  // next losses().
   void backward(const GroupCallback& group_ready);
 
   // Without dropout or gradients: the loss of each token, written to losses (B, T) fp32.
