@@ -162,17 +162,25 @@ class CheckpointWriter::Implementation {
     } catch (const std::exception& error) {
       std::error_code ignored;
       fs::remove(unfinished, ignored);
-      leave_marker(folder, error.what());
+      if (rank_ != 0) leave_marker(folder, error.what());
       throw;
     }
   }
 
-  // If not even this can be written, worker 0 runs out of patience instead.
+  // Tells worker 0. Where the disk has no room for the reason, the empty file says enough.
   void leave_marker(const fs::path& folder, const std::string& reason) const {
+    const fs::path marker = failure_marker(folder, rank_);
     try {
-      write_file_atomically(failure_marker(folder, rank_), reason);
-    } catch (const DataError& error) {
-      spdlog::warn("worker {} cannot report a failure: {}", rank_, error.what());
+      const fs::path unfinished = marker.string() + ".unfinished";
+      OutputFile file(unfinished);
+      try {
+        file.append(reason);
+      } catch (const DataError&) {
+        file.resize(0);
+      }
+      rename_path(unfinished, marker);
+    } catch (const DataError&) {
+      // The folder is gone, because worker 0 gave up; or worker 0 will run out of patience.
     }
   }
 
@@ -211,8 +219,9 @@ class CheckpointWriter::Implementation {
     for (int worker = 0; worker < size_; worker++) {
       const fs::path marker = failure_marker(folder, worker);
       if (!fs::exists(marker)) continue;
+      const std::string reason = read_file(marker);
       throw DataError("worker {} could not write its part of the checkpoint: {}", worker,
-                      read_file(marker));
+                      reason.empty() ? "its disk is full, or fails" : reason);
     }
   }
 

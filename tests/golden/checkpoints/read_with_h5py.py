@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Reads what the tests wrote with h5py, which shares no code with the program.
 
-usage: read_with_h5py.py index|model FILE EXPECTED.json
+usage: read_with_h5py.py EXPECTED.json...
 
-EXPECTED.json: {"step", "attributes": {group: {name: value}}, "texts": {path: text},
+EXPECTED.json: {"file", "virtual", "step", "attributes": {group: {name: value}}, "texts": {path: text},
 "tensors": {path: {"shape", "first", "kind"}}}. Element i of a tensor is
 100000 * kind + first + i + step / 1024, in fp32.
 """
 import json
+import os
 import sys
 
 import h5py
@@ -41,17 +42,17 @@ def check_tensors(file, tensors, step, virtual):
 
 
 def main():
-    kind, path, expected = sys.argv[1:]
-    with open(expected, encoding="utf-8") as text:
-        expected = json.load(text)
-    with h5py.File(path, "r") as file:
-        check_attributes(file, expected["attributes"])
-        for name, text in expected["texts"].items():
-            assert file[name].asstr()[()] == text, file[name][()]
-        check_tensors(file, expected["tensors"], expected["step"], kind == "index")
-        if kind == "index":
-            for shard in file["shards"]:
-                assert int(file["shards"][shard].attrs["size_bytes"]) > 0
+    for path in sys.argv[1:]:
+        with open(path, encoding="utf-8") as text:
+            expected = json.load(text)
+        with h5py.File(expected["file"], "r") as file:
+            check_attributes(file, expected["attributes"])
+            for name, text in expected["texts"].items():
+                assert file[name].asstr()[()] == text, file[name][()]
+            check_tensors(file, expected["tensors"], expected["step"], expected["virtual"])
+            for shard in file.get("shards", []):
+                size = os.path.getsize(os.path.join(os.path.dirname(expected["file"]), shard))
+                assert file["shards"][shard].attrs["size_bytes"] == size, shard
     print("h5py agrees")
 
 
