@@ -1,39 +1,26 @@
 #include "kernels/attention.h"
 
-#include <gtest/gtest.h>
+#include "tests/kernels/testing.h"
 
-#include <cmath>
-#include <random>
-#include <string>
-#include <vector>
-
-#include "core/thread_pool.h"
-
-namespace lockstep::kernels {
+namespace lockstep::kernels::tests {
 namespace {
 
-template <class T>
-Tensor tensor(std::vector<T>& values, Shape shape) {
-  if (values.empty()) values.resize(1);  // a tensor without elements is not an absent one
-  return {values.data(), kDTypeOf<T>, shape};
-}
-
-struct Size {
+struct AttentionSize {
   int64_t sequences, tokens, heads, kv_heads, head_dim;
   Heads of() const { return {heads, kv_heads, head_dim}; }
   int64_t width() const { return heads * head_dim; }
   int64_t packed() const { return (heads + 2 * kv_heads) * head_dim; }
 };
-void PrintTo(const Size& s, std::ostream* out) {
+void PrintTo(const AttentionSize& s, std::ostream* out) {
   *out << "B" << s.sequences << " T" << s.tokens << " H" << s.heads << " K" << s.kv_heads << " D"
        << s.head_dim;
 }
 
 // Tails of every tile (64 queries, 64 and 256 keys, 512 queries a task), odd heads, groups.
-const Size kSizes[] = {{1, 1, 1, 1, 1},    {2, 3, 2, 2, 8},    {1, 65, 3, 3, 20},
-                       {2, 64, 4, 2, 16},  {1, 70, 4, 1, 7},   {1, 257, 2, 1, 64},
-                       {1, 130, 1, 1, 80}, {1, 66, 1, 1, 128}, {1, 520, 2, 2, 4},
-                       {2, 0, 2, 1, 4},    {0, 5, 2, 1, 4}};
+const AttentionSize kAttentionSizes[] = {{1, 1, 1, 1, 1},    {2, 3, 2, 2, 8},    {1, 65, 3, 3, 20},
+                                         {2, 64, 4, 2, 16},  {1, 70, 4, 1, 7},   {1, 257, 2, 1, 64},
+                                         {1, 130, 1, 1, 80}, {1, 66, 1, 1, 128}, {1, 520, 2, 2, 4},
+                                         {2, 0, 2, 1, 4},    {0, 5, 2, 1, 4}};
 
 DropoutMask some_mask(float probability) {
   return {.probability = probability, .seed = 5, .step = 6, .first_sequence = 7, .site = 8};
@@ -41,12 +28,12 @@ DropoutMask some_mask(float probability) {
 
 template <class T>
 struct Case {
-  Size size;
+  AttentionSize size;
   DropoutMask mask;
   std::vector<T> qkv, dqkv, y, dy;
   std::vector<float> lse;
 
-  explicit Case(Size s, float dropout = 0)
+  explicit Case(AttentionSize s, float dropout = 0)
       : size(s),
         mask(some_mask(dropout)),
         dqkv(s.sequences * s.tokens * s.packed(), from_float<T>(9)),
@@ -75,7 +62,7 @@ struct Case {
 
 // The definition, in float64, with bounds of what rounding to T (unit roundoff u) may add.
 struct Reference {
-  Size size;
+  AttentionSize size;
   DropoutMask mask;
   double unit;
   std::vector<double> qkv, dy, y, lse, dqkv, y_error, dqkv_error;
@@ -163,18 +150,16 @@ struct Reference {
   }
 };
 
+// fp32's own is part of kFp32Error.
 template <class T>
-double unit_roundoff() {
-  return sizeof(T) == 4 ? 0 : std::is_same_v<T, bf16> ? 0x1p-8 : 0x1p-11;
-}
+constexpr double kUnit = sizeof(T) == 4 ? 0 : kStorageRounding<T>;
 
 template <class T>
 class Attention : public testing::Test {
  protected:
   void TearDown() override { set_num_threads(1); }
 };
-using Types = testing::Types<float, bf16, fp16>;
-TYPED_TEST_SUITE(Attention, Types);
+TYPED_TEST_SUITE(Attention, FloatTypes);
 
 // Scores are sums of up to 128 products in fp32, of absolute sum below 128 * 1.5^2 / sqrt(128):
 // wrong by at most 1e-4 * 2^-3, in practice by 1e-6; exponentials and sums add as much, relative.
@@ -185,8 +170,8 @@ constexpr double kFp32Error = 5e-5;
 TYPED_TEST(Attention, IsTheDefinition) {
   using T = TypeParam;
   set_num_threads(2);
-  const double u = unit_roundoff<T>();
-  for (const Size s : kSizes) {
+  const double u = kUnit<T>;
+  for (const AttentionSize s : kAttentionSizes) {
     for (const float dropout : {0.0f, 0.25f}) {
       SCOPED_TRACE(testing::PrintToString(s) + " dropout " + std::to_string(dropout));
       Case<T> test(s, dropout);
@@ -224,22 +209,13 @@ TEST(AttentionBackward, IsTheDerivativeOfTheDefinition) {
   }
 }
 
-template <class T>
-std::string bytes(const std::vector<T>& v) {
-  return {reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T)};
-}
-
 TYPED_TEST(Attention, BitsDoNotDependOnThreads) {
-  for (const Size s : {Size{2, 90, 4, 2, 16}, Size{1, 600, 3, 3, 8}}) {
-    Case<TypeParam> one(s, 0.1f), two(s, 0.1f), three(s, 0.1f);
-    set_num_threads(1), one.forward(), one.backward();
-    set_num_threads(2), two.forward(), two.backward();
-    set_num_threads(3), three.forward(), three.backward();
-    for (auto* other : {&two, &three}) {
-      EXPECT_EQ(bytes(one.y), bytes(other->y));
-      EXPECT_EQ(bytes(one.lse), bytes(other->lse));
-      EXPECT_EQ(bytes(one.dqkv), bytes(other->dqkv));
-    }
+  for (const AttentionSize s : {AttentionSize{2, 90, 4, 2, 16}, AttentionSize{1, 600, 3, 3, 8}}) {
+    expect_same_bits_for_any_threads([&] {
+      Case<TypeParam> test(s, 0.1f);
+      test.forward(), test.backward();
+      return bytes(test.y) + bytes(test.lse) + bytes(test.dqkv);
+    });
   }
 }
 
@@ -267,15 +243,15 @@ TYPED_TEST(Attention, OutputsDoNotDependOnLaterTokens) {
 
 TYPED_TEST(Attention, WithCacheIsTheSameAttention) {
   using T = TypeParam;
-  const Size s{1, 330, 4, 2, 20};
+  const AttentionSize s{1, 330, 4, 2, 20};
   Case<T> whole(s);
-  Reference want(whole, unit_roundoff<T>());
+  Reference want(whole, kUnit<T>);
   want.run();
   for (const auto& parts :
        {std::vector<int64_t>{330}, {1, 1, 2, 3, 4, 5, 64, 250}, {300, 1, 29}, {5, 0, 325}}) {
     set_num_threads(static_cast<int>(parts.size()) % 3 + 1);
     constexpr int64_t kCapacity = 331;
-    std::vector<T> keys(s.kv_heads * kCapacity * s.head_dim, from_float<T>(NAN)), values = keys;
+    std::vector<T> keys(s.kv_heads * kCapacity * s.head_dim, from_float<T>(kNan)), values = keys;
     int64_t position = 0;
     for (const int64_t count : parts) {
       std::vector<T> qkv(whole.qkv.begin() + position * s.packed(),
@@ -321,4 +297,4 @@ TEST(AttentionErrors, NamesShapesThatDoNotFit) {
 }
 
 }  // namespace
-}  // namespace lockstep::kernels
+}  // namespace lockstep::kernels::tests

@@ -1,37 +1,23 @@
 #include "kernels/classifier.h"
 
-#include <gtest/gtest.h>
+#include "tests/kernels/testing.h"
 
-#include <cmath>
-#include <limits>
-#include <random>
-#include <string>
-#include <vector>
-
-#include "core/thread_pool.h"
-
-namespace lockstep::kernels {
+namespace lockstep::kernels::tests {
 namespace {
 
-template <class T>
-Tensor tensor(std::vector<T>& values, Shape shape) {
-  if (values.empty()) values.resize(1);  // a tensor without elements is not an absent one
-  return {values.data(), kDTypeOf<T>, shape};
-}
-
-struct Size {
+struct ClassifierSize {
   int64_t tokens, channels, vocab_size;
 };
 
 template <class T>
 struct Case {
   static constexpr float kScale = 0.5f;
-  Size size;
+  ClassifierSize size;
   std::vector<T> x, weight, dx;
   std::vector<float> losses, dweight, logits;
   std::vector<int32_t> targets;
 
-  explicit Case(Size s)
+  explicit Case(ClassifierSize s)
       : size(s),
         dx(s.tokens * s.channels),
         losses(s.tokens, -7.0f),
@@ -67,16 +53,6 @@ struct Case {
   }
 };
 
-// Half a unit in the last place, relative, and half the smallest number.
-template <class T>
-double rounding() {
-  return sizeof(T) == 4 ? 0x1p-24 : std::is_same_v<T, bf16> ? 0x1p-8 : 0x1p-11;
-}
-template <class T>
-double smallest() {
-  return std::is_same_v<T, fp16> ? 0x1p-25 : 0;
-}
-
 // The definition, in float64, and bounds of what fp32 arithmetic and rounding of the logits'
 // gradient, dx and (10 + dweight) may add.
 struct Reference {
@@ -107,8 +83,7 @@ struct Reference {
       for (int64_t v = 0; v < vocab_size; v++) {
         const double p = std::exp(logits[v]) / sum, is_target = v == c.targets[n];
         const double d = Case<T>::kScale * (p - is_target);
-        const double d_error = kRelative * Case<T>::kScale * (p + is_target) +
-                               rounding<T>() * std::abs(d) + smallest<T>();
+        const double d_error = kRelative * Case<T>::kScale * (p + is_target) + storage_error<T>(d);
         for (int64_t i = 0; i < channels; i++) {
           const double w = to_float(c.weight[v * channels + i]),
                        x = to_float(c.x[n * channels + i]);
@@ -120,9 +95,9 @@ struct Reference {
       }
     }
     for (size_t i = 0; i < dx.size(); i++) {
-      dx_error[i] += rounding<T>() * std::abs(dx[i]) + smallest<T>();
+      dx_error[i] += storage_error<T>(dx[i]);
     }
-    for (size_t i = 0; i < dweight.size(); i++) dweight_error[i] += 0x1p-24 * 10 * 16;
+    for (size_t i = 0; i < dweight.size(); i++) dweight_error[i] += 16 * 10 * kRounding;
   }
 
   // Logits are sums of at most 48 products in fp32, together below 100: wrong by at most 1e-5
@@ -130,21 +105,21 @@ struct Reference {
   static constexpr double kRelative = 5e-5;
 };
 
-const Size kSizes[] = {{1, 1, 1},     {1, 8, 2},      {3, 7, 5},       {65, 20, 257},
-                       {130, 48, 70}, {70, 4, 70000}, {1100, 16, 100}, {0, 4, 4}};
+const ClassifierSize kClassifierSizes[] = {{1, 1, 1},       {1, 8, 2},     {3, 7, 5},
+                                           {65, 20, 257},   {130, 48, 70}, {70, 4, 70000},
+                                           {1100, 16, 100}, {0, 4, 4}};
 
 template <class T>
 class Classifier : public testing::Test {
  protected:
   void TearDown() override { set_num_threads(1); }
 };
-using Types = testing::Types<float, bf16, fp16>;
-TYPED_TEST_SUITE(Classifier, Types);
+TYPED_TEST_SUITE(Classifier, FloatTypes);
 
 TYPED_TEST(Classifier, IsTheDefinition) {
   using T = TypeParam;
   set_num_threads(2);
-  for (const Size s : kSizes) {
+  for (const ClassifierSize s : kClassifierSizes) {
     SCOPED_TRACE(testing::Message() << s.tokens << " x " << s.channels << " x " << s.vocab_size);
     Case<T> test(s);
     test.run();
@@ -164,11 +139,6 @@ TYPED_TEST(Classifier, IsTheDefinition) {
   }
 }
 
-template <class T>
-std::string bytes(const std::vector<T>& v) {
-  return {reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T)};
-}
-
 TYPED_TEST(Classifier, LossIsTheSameWithoutGradient) {
   Case<TypeParam> with({150, 24, 300}), without({150, 24, 300});
   with.run(), without.run_loss();
@@ -176,16 +146,12 @@ TYPED_TEST(Classifier, LossIsTheSameWithoutGradient) {
 }
 
 TYPED_TEST(Classifier, BitsDoNotDependOnThreads) {
-  for (const Size s : {Size{200, 24, 600}, Size{1090, 16, 70}}) {
-    Case<TypeParam> one(s), two(s), three(s);
-    set_num_threads(1), one.run();
-    set_num_threads(2), two.run();
-    set_num_threads(3), three.run();
-    for (auto* other : {&two, &three}) {
-      EXPECT_EQ(bytes(one.losses), bytes(other->losses));
-      EXPECT_EQ(bytes(one.dx), bytes(other->dx));
-      EXPECT_EQ(bytes(one.dweight), bytes(other->dweight));
-    }
+  for (const ClassifierSize s : {ClassifierSize{200, 24, 600}, ClassifierSize{1090, 16, 70}}) {
+    expect_same_bits_for_any_threads([&] {
+      Case<TypeParam> test(s);
+      test.run();
+      return bytes(test.losses) + bytes(test.dx) + bytes(test.dweight);
+    });
   }
 }
 
@@ -227,8 +193,7 @@ TEST(ClassifierNumbers, LargeLogitsDoNotOverflow) {
 
 // One row that is not finite says so in its own loss and gradient and in no other's.
 TEST(ClassifierNumbers, WhatIsNotFiniteIsPassedOn) {
-  const float infinity = std::numeric_limits<float>::infinity();
-  for (const float bad : {infinity, -infinity, std::numeric_limits<float>::quiet_NaN()}) {
+  for (const float bad : {kInfinity, -kInfinity, kNan}) {
     Case<float> test({70, 4, 100});
     test.targets.assign(70, 1);
     test.x[66 * 4] = bad;
@@ -251,4 +216,4 @@ TEST(ClassifierErrors, NamesATargetOutsideTheVocabulary) {
 }
 
 }  // namespace
-}  // namespace lockstep::kernels
+}  // namespace lockstep::kernels::tests

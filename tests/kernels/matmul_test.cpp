@@ -1,25 +1,19 @@
 #include "kernels/matmul.h"
 
-#include <gtest/gtest.h>
+#include "tests/kernels/testing.h"
 
-#include <cmath>
-#include <cstring>
-#include <random>
-#include <string>
-#include <vector>
-
-#include "core/thread_pool.h"
-
-namespace lockstep::kernels {
+namespace lockstep::kernels::tests {
 namespace {
 
-struct Size {
+struct LinearSize {
   int64_t rows, inputs, outputs;
 };
-// Single values, tails of every piece (64 rows, 256 columns, 512 rows of a sum), few rows.
-const Size kSizes[] = {{1, 1, 1},     {3, 7, 5},      {4, 33, 9},     {5, 16, 3},
-                       {64, 64, 256}, {65, 130, 257}, {600, 72, 90},  {1100, 20, 300},
-                       {2, 300, 600}, {0, 8, 8},      {128, 1000, 10}};
+// Single values, few rows, tails of every piece (64 and 512 rows; 64, 128 and 256 columns; sums of
+// 256 and 512 rows, of 1536 and 3072 columns), rows a power of two apart, nothing.
+const LinearSize kLinearSizes[] = {{1, 1, 1},     {3, 7, 5},      {4, 33, 9},      {5, 16, 3},
+                                   {64, 64, 256}, {65, 130, 257}, {600, 72, 90},   {1100, 20, 300},
+                                   {2, 300, 600}, {0, 8, 8},      {128, 1000, 10}, {5, 3300, 6},
+                                   {66, 9, 3300}, {20, 512, 1024}};
 
 template <class T>
 std::vector<T> random_values(int64_t n, unsigned seed) {
@@ -30,30 +24,22 @@ std::vector<T> random_values(int64_t n, unsigned seed) {
   return values;
 }
 
-template <class T>
-Tensor tensor(std::vector<T>& values, Shape shape) {
-  if (values.empty()) values.resize(1);  // a tensor without elements is not an absent one
-  return {values.data(), kDTypeOf<T>, shape};
-}
-
 // The bound of a sum of `terms` products, made in fp32 in any order, of which `magnitude` is the
 // sum of absolute values: each term passes through at most `terms` roundings of 2^-24 relative.
 // Storing as T rounds once more.
 template <class T>
 double tolerance(double want, double magnitude, int64_t terms) {
-  const double stored = sizeof(T) == 4 ? 0x1p-24 : std::is_same_v<T, bf16> ? 0x1p-8 : 0x1p-11;
-  const double subnormal = std::is_same_v<T, fp16> ? 0x1p-25 : 0;
-  const double sum = magnitude * static_cast<double>(terms) * 0x1p-24;
-  return sum + (std::abs(want) + sum) * stored + subnormal;
+  const double sum = magnitude * static_cast<double>(terms) * kRounding;
+  return sum + storage_error<T>(std::abs(want) + sum);
 }
 
 template <class T>
 struct Linear {
-  Size size;
+  LinearSize size;
   std::vector<T> x, weight, bias, dy, y, dx;
   std::vector<float> dweight, dbias;
 
-  explicit Linear(Size s)
+  explicit Linear(LinearSize s)
       : size(s),
         x(random_values<T>(s.rows * s.inputs, 1)),
         weight(random_values<T>(s.outputs * s.inputs, 2)),
@@ -91,13 +77,12 @@ class Matmul : public testing::Test {
  protected:
   void TearDown() override { set_num_threads(1); }
 };
-using Types = testing::Types<float, bf16, fp16>;
-TYPED_TEST_SUITE(Matmul, Types);
+TYPED_TEST_SUITE(Matmul, FloatTypes);
 
 TYPED_TEST(Matmul, IsTheDefinition) {
   using T = TypeParam;
   set_num_threads(2);
-  for (const Size s : kSizes) {
+  for (const LinearSize s : kLinearSizes) {
     SCOPED_TRACE(testing::Message() << s.rows << " x " << s.inputs << " x " << s.outputs);
     Linear<T> test(s);
     test.run();
@@ -141,23 +126,14 @@ TYPED_TEST(Matmul, WorksWithoutBias) {
   EXPECT_EQ(without.dbias, std::vector<float>(50, 20.0f));
 }
 
-template <class T>
-std::string bytes(const std::vector<T>& v) {
-  return {reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T)};
-}
-
 TYPED_TEST(Matmul, BitsDoNotDependOnThreads) {
-  for (const Size s : {Size{200, 256, 520}, Size{1030, 130, 70}, Size{3, 600, 300}}) {
-    Linear<TypeParam> one(s), two(s), three(s);
-    set_num_threads(1), one.run();
-    set_num_threads(2), two.run();
-    set_num_threads(3), three.run();
-    for (auto* other : {&two, &three}) {
-      EXPECT_EQ(bytes(one.y), bytes(other->y));
-      EXPECT_EQ(bytes(one.dx), bytes(other->dx));
-      EXPECT_EQ(bytes(one.dweight), bytes(other->dweight));
-      EXPECT_EQ(bytes(one.dbias), bytes(other->dbias));
-    }
+  for (const LinearSize s :
+       {LinearSize{200, 256, 520}, LinearSize{1030, 130, 70}, LinearSize{3, 600, 300}}) {
+    expect_same_bits_for_any_threads([&] {
+      Linear<TypeParam> test(s);
+      test.run();
+      return bytes(test.y) + bytes(test.dx) + bytes(test.dweight) + bytes(test.dbias);
+    });
   }
 }
 
@@ -186,4 +162,4 @@ TEST(MatmulErrors, NamesShapesThatDoNotFit) {
 TEST(MatmulFastProduct, IsNeverClaimedForFp32) { EXPECT_FALSE(cpu::has_fast_product(DType::fp32)); }
 
 }  // namespace
-}  // namespace lockstep::kernels
+}  // namespace lockstep::kernels::tests

@@ -49,6 +49,18 @@ T rounded(float x) {
   }
 }
 
+// The values as a tensor of that shape.
+template <class T>
+Tensor tensor(std::vector<T>& values, Shape shape) {
+  if (values.empty()) values.resize(1);  // a tensor without elements is not an absent one
+  return {values.data(), kDTypeOf<T>, shape};
+}
+
+template <class T>
+std::string bytes(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
 // Values of a tensor, with a margin behind them that must stay as it was.
 template <class T>
 class Values {
