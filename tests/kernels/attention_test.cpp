@@ -280,6 +280,18 @@ TEST(AttentionNumbers, LargeScoresDoNotOverflow) {
   for (const float d : test.dqkv) EXPECT_TRUE(std::isfinite(d));
 }
 
+// What is not finite shows in its own sequence, and stays out of the next one, which uses the same
+// scratch memory.
+TEST(AttentionNumbers, WhatIsNotFiniteIsPassedOnAndDoesNotStay) {
+  Case<float> bad({1, 64, 1, 1, 8}), good({1, 3, 1, 1, 8});
+  bad.qkv.assign(bad.qkv.size(), kNan);
+  for (auto* test : {&bad, &good}) test->forward(), test->backward();
+  for (const float v : bad.y) ASSERT_TRUE(std::isnan(v));
+  for (const float v : bad.dqkv) ASSERT_TRUE(std::isnan(v));
+  for (const float v : good.y) ASSERT_TRUE(std::isfinite(v));
+  for (const float v : good.dqkv) ASSERT_TRUE(std::isfinite(v));
+}
+
 TEST(AttentionErrors, NamesShapesThatDoNotFit) {
   Case<float> test({1, 4, 4, 2, 8});
   Stream stream;
