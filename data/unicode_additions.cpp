@@ -4,6 +4,7 @@
 namespace lockstep::unicode {
 
 const std::vector<Addition>& additions() {
+  // clang-format off
   static const std::vector<Addition> kAdditions = {
       {"Lu", 0x1C89, 0x1C89},
       {"Lu", 0xA7CB, 0xA7CC},
@@ -134,6 +135,7 @@ const std::vector<Addition>& additions() {
       {"Han", 0x2EBF0, 0x2EE5D},
       {"Han", 0x31350, 0x323AF},
   };
+  // clang-format on
   return kAdditions;
 }
 

@@ -24,6 +24,8 @@ const std::vector<Command>& commands() {
       {"train", "train a model on a dataset, or go on with a run", true, run_train},
       {"generate", "let a model continue a prompt", false, run_generate},
       {"evaluate", "score a model on a dataset: loss, perplexity, bits a byte", true, run_evaluate},
+      {"checkpoint", "list, inspect, verify, compare, export or import checkpoints", false,
+       run_checkpoint},
       {"doctor", "what this machine has, what that means for training, what to mend", true,
        run_doctor},
   };

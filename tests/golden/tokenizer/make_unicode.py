@@ -41,6 +41,7 @@ print("""// Made by tests/golden/tokenizer/make_unicode.py; do not edit.
 namespace lockstep::unicode {
 
 const std::vector<Addition>& additions() {
+  // clang-format off
   static const std::vector<Addition> kAdditions = {""")
 for category in CATEGORIES:
     pattern = r"\p{%s}" % category
@@ -49,6 +50,7 @@ for category in CATEGORIES:
     for first, last in ranges(codes - known):
         print('      {"%s", 0x%X, 0x%X},' % (category, first, last))
 print("""  };
+  // clang-format on
   return kAdditions;
 }
 
