@@ -36,6 +36,8 @@ class Communicator {
   virtual void barrier() = 0;
   // An independent communicator over the same workers, for use by another thread.
   virtual std::unique_ptr<Communicator> duplicate() = 0;
+  // What the operations from here on are for, as errors shall name it: "all-to-all {purpose}".
+  virtual void set_purpose(const std::string& purpose) = 0;
   // From any thread: an operation of this communicator that waits for its peers, and any later one,
   // throws DeviceError. For leaving when the peers will not come.
   virtual void cancel() = 0;

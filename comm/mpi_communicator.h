@@ -33,6 +33,7 @@ class MpiCommunicator : public Communicator {
   std::vector<std::string> gather(const std::string& text) override;
   void barrier() override;
   std::unique_ptr<Communicator> duplicate() override;
+  void set_purpose(const std::string& purpose) override { purpose_ = purpose; }
   void cancel() override { cancelled_ = true; }
 
  private:
@@ -43,6 +44,7 @@ class MpiCommunicator : public Communicator {
   Options options_;
   MPI_Comm communicator_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
+  std::string purpose_;
   std::atomic<bool> cancelled_{false};
 };
 

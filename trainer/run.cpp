@@ -9,6 +9,7 @@
 #include "comm/agreement.h"
 #include "core/thread_pool.h"
 #include "kernels/machine.h"
+#include "kernels/reduce.h"
 
 namespace lockstep {
 namespace {
@@ -17,12 +18,12 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-std::vector<std::pair<int64_t, int64_t>> group_ranges(const ParameterTable& table) {
-  std::vector<std::pair<int64_t, int64_t>> ranges;
-  for (int group = 0; group < table.num_groups(); group++) {
-    ranges.push_back(table.group_range(group));
-  }
-  return ranges;
+Sharding sharding(const TrainConfig& config, const Communicator& communicator) {
+  return Sharding(ParameterTable(config.model).size(),
+                  {.virtual_workers = config.virtual_workers,
+                   .rank = communicator.rank(),
+                   .workers = communicator.size(),
+                   .replicated = config.reduce == Reduce::all_reduce});
 }
 
 LossScaler loss_scaler(const TrainConfig& config) {
@@ -43,8 +44,8 @@ std::string count_text(double count) {
 }  // namespace
 
 BatchPlan batch_plan(const TrainConfig& config, const Communicator& communicator) {
-  return {config.batch_size, config.micro_batch_size, config.model.context_length,
-          communicator.rank(), communicator.size()};
+  return {config.batch_size,   config.micro_batch_size, config.model.context_length,
+          communicator.rank(), communicator.size(),     config.virtual_workers};
 }
 
 int64_t validation_windows(const TrainConfig& config) {
@@ -57,6 +58,7 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
     : config_(config),
       communicator_(communicator),
       dataset_(dataset),
+      sharding_(sharding(config, communicator)),
       sampler_(dataset.split("train").size(), config.model.context_length, config.batch_size,
                config.seed),
       loader_(dataset.split("train"), sampler_, batch_plan(config, communicator)),
@@ -65,10 +67,12 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
       model_(config.model, {.precision = config.precision,
                             .micro_batch_size = config.micro_batch_size,
                             .recompute = config.recompute,
-                            .seed = config.seed}),
-      reducer_(communicator, model_.gradients(), group_ranges(model_.table())),
-      optimizer_(model_.table(), config.optimizer, model_.weights(), 0, model_.table().size()),
-      step_(model_, loader_, reducer_, optimizer_, scaler_, schedule_,
+                            .seed = config.seed,
+                            .padded_size = sharding_.padded_size()}),
+      reducer_(communicator, model_.padded_gradients(), sharding_, model_.table().group_ranges(),
+               config.gradient_dtype),
+      optimizer_(model_.table(), config.optimizer, model_.weights(), sharding_.updated()),
+      step_(model_, loader_, sharding_, reducer_, optimizer_, scaler_, schedule_,
             {config.optimizer.clip_norm, config.optimizer.clip_value}, communicator,
             stop_requested),
       checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep),
@@ -83,19 +87,28 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
 }
 
 void Run::load_weights(const Start& start) {
+  Stream stream;
   if (!start.checkpoint) {
-    initialize(model_.table(), config_.model, config_.seed, optimizer_.master());
+    // Through the gradients' memory, which nothing else needs yet.
+    const Tensor weights = model_.gradients();
+    initialize(model_.table(), config_.model, config_.seed, weights);
+    for (const AdamW::Piece& piece : optimizer_.pieces()) {
+      kernels::cast(piece.master, weights.slice(piece.range.begin, piece.range.end), stream);
+    }
   } else {
     const Checkpoint& checkpoint = *start.checkpoint;
     run_together(communicator_, [&] {
-      checkpoint.read(FlatKind::weights, optimizer_.begin(), optimizer_.master());
-      if (!start.resumes) return;
-      checkpoint.read(FlatKind::exp_avg, optimizer_.begin(), optimizer_.exp_avg());
-      checkpoint.read(FlatKind::exp_avg_sq, optimizer_.begin(), optimizer_.exp_avg_sq());
-      state_ = trainer_state_from_json(checkpoint.info().trainer_state);
+      for (const AdamW::Piece& piece : optimizer_.pieces()) {
+        checkpoint.read(FlatKind::weights, piece.range.begin, piece.master);
+        if (!start.resumes) continue;
+        checkpoint.read(FlatKind::exp_avg, piece.range.begin, piece.exp_avg);
+        checkpoint.read(FlatKind::exp_avg_sq, piece.range.begin, piece.exp_avg_sq);
+      }
+      if (start.resumes) state_ = trainer_state_from_json(checkpoint.info().trainer_state);
     });
   }
   optimizer_.publish_weights();
+  gather_shards(sharding_, model_.padded_weights(), communicator_, stream);
   if (start.resumes) {
     scaler_.restore(state_.loss_scale, state_.clean_steps);
     saved_step_ = state_.step;
@@ -116,9 +129,9 @@ void Run::open_run_folder() {
 }
 
 void Run::describe(const Start& start) {
-  const double memory = static_cast<double>(
-      model_.memory().weights + model_.memory().gradients + model_.memory().activations +
-      optimizer_.exp_avg().size_bytes() * (config_.precision == DType::fp32 ? 2 : 3));
+  const double memory = static_cast<double>(model_.memory().weights + model_.memory().gradients +
+                                            model_.memory().activations +
+                                            optimizer_.memory_bytes() + reducer_.memory_bytes());
   progress_.note(fmt::format("{} model of {} parameters, {}; {} with {} each, {:.0f} MiB a worker",
                              name(config_.model.family),
                              count_text(static_cast<double>(model_.table().size())),
@@ -240,12 +253,20 @@ void Run::save_when_due(bool stop) {
                       .tokenizer_json = dataset_.tokenizer_json(),
                       .trainer_state = to_json(state_),
                       .run_config = run_options(config_, dataset_)};
-  const int64_t size = model_.table().size(), workers = communicator_.size();
-  const int64_t begin = size * communicator_.rank() / workers;
-  const int64_t end = size * (communicator_.rank() + 1) / workers;
-  checkpoints_.save(
-      info, {begin, end, optimizer_.master().slice(begin, end),
-             optimizer_.exp_avg().slice(begin, end), optimizer_.exp_avg_sq().slice(begin, end)});
+  checkpoints_.save(info, own_slices());
+}
+
+// What this worker writes: its shard, also where it updates everything.
+std::vector<CheckpointSlice> Run::own_slices() const {
+  std::vector<CheckpointSlice> slices;
+  for (const Range& range : sharding_.shard()) {
+    for (const AdamW::Piece& piece : optimizer_.pieces()) {
+      if (range.begin < piece.range.begin || range.end > piece.range.end) continue;
+      const AdamW::Piece own = piece.slice(range);
+      slices.push_back({range, own.master, own.exp_avg, own.exp_avg_sq});
+    }
+  }
+  return slices;
 }
 
 void Run::finish_save() {

@@ -46,6 +46,7 @@ class Run {
               const std::optional<Evaluation>& evaluation);
   void give_up_when_lost(const StepResult& result);
   void save_when_due(bool stop);
+  std::vector<CheckpointSlice> own_slices() const;
   void finish_save();
   void note_saved();
 
@@ -55,6 +56,7 @@ class Run {
   const TrainConfig& config_;
   Communicator& communicator_;
   const Dataset& dataset_;
+  Sharding sharding_;
   Sampler sampler_;
   BatchLoader loader_;
   LrSchedule schedule_;
@@ -77,7 +79,7 @@ class Run {
   double tokens_per_second_ = 0;  // smoothed
 };
 
-// How config's global batch is dealt to the workers. Throws UsageError when it cannot be.
+// How config's global batch is dealt to the workers.
 BatchPlan batch_plan(const TrainConfig& config, const Communicator& communicator);
 
 // How many windows of the validation split an evaluation during training takes: a quarter of the
