@@ -71,6 +71,8 @@ void gather_shards(const Sharding& sharding, const Tensor& flat, Communicator& c
   CHECK(flat.size() == sharding.padded_size());
   for (int b = sharding.num_buckets() - 1; b >= 0; b--) {
     const Range bucket = sharding.bucket(b);
+    communicator.set_purpose(
+        fmt::format("of weights, bucket {} of {}", b + 1, sharding.num_buckets()));
     communicator.all_gather(flat.slice(bucket.begin, bucket.end), stream);
   }
 }

@@ -126,6 +126,7 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
     read_options(options, table, arguments, first);
     check_device(options.device);
   });
+  world.set_deadline(options.collective_timeout_s);
   start_threads(options.threads, session);
   Surroundings surroundings;
   surroundings.workers = session->size();

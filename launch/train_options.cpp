@@ -177,6 +177,10 @@ void add_machine_options(OptionTable& table, TrainOptions& o) {
 
   table.group("Machine");
   add_device_options(table, o.device, o.threads);
+  table.add("collective-timeout", real(o.collective_timeout_s, kPositive),
+            "seconds that a worker waits for the others before the run ends with exit code 4 "
+            "(default 600)",
+            InConfigFile::no);
 
   table.group("Output");
   table.add("checkpoint-every", integer(o.checkpoint_every, 0),

@@ -36,6 +36,7 @@ struct TrainOptions {
   std::optional<Reduce> reduce;
   std::optional<DType> gradient_dtype;
   int64_t check_replicas = 0;
+  double collective_timeout_s = 600;
   bool recompute = false;
 
   DeviceChoice device = DeviceChoice::automatic;

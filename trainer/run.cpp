@@ -9,26 +9,13 @@
 #include "comm/agreement.h"
 #include "core/thread_pool.h"
 #include "kernels/machine.h"
-#include "kernels/reduce.h"
+#include "trainer/replicas.h"
 
 namespace lockstep {
 namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-Sharding sharding(const TrainConfig& config, const Communicator& communicator) {
-  return Sharding(ParameterTable(config.model).size(),
-                  {.virtual_workers = config.virtual_workers,
-                   .rank = communicator.rank(),
-                   .workers = communicator.size(),
-                   .replicated = config.reduce == Reduce::all_reduce});
-}
-
-LossScaler loss_scaler(const TrainConfig& config) {
-  if (config.loss_scale) return LossScaler::fixed(*config.loss_scale);
-  return config.precision == DType::fp16 ? LossScaler::dynamic() : LossScaler::fixed(1);
 }
 
 std::string plural(int64_t count, const char* noun) {
@@ -43,76 +30,26 @@ std::string count_text(double count) {
 
 }  // namespace
 
-BatchPlan batch_plan(const TrainConfig& config, const Communicator& communicator) {
-  return {config.batch_size,   config.micro_batch_size, config.model.context_length,
-          communicator.rank(), communicator.size(),     config.virtual_workers};
-}
-
 int64_t validation_windows(const TrainConfig& config) {
   const int64_t steps = config.evaluate_every > 0 ? config.evaluate_every : config.steps;
   return std::max<int64_t>(1, steps * config.batch_size / 4);
 }
 
-Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& dataset, Start start,
-         const std::atomic<bool>& stop_requested)
+Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& dataset,
+         const Start& start, const std::atomic<bool>& stop_requested)
     : config_(config),
       communicator_(communicator),
       dataset_(dataset),
-      sharding_(sharding(config, communicator)),
-      sampler_(dataset.split("train").size(), config.model.context_length, config.batch_size,
-               config.seed),
-      loader_(dataset.split("train"), sampler_, batch_plan(config, communicator)),
-      schedule_(config.schedule, config.steps),
-      scaler_(loss_scaler(config)),
-      model_(config.model, {.precision = config.precision,
-                            .micro_batch_size = config.micro_batch_size,
-                            .recompute = config.recompute,
-                            .seed = config.seed,
-                            .padded_size = sharding_.padded_size()}),
-      reducer_(communicator, model_.padded_gradients(), sharding_, model_.table().group_ranges(),
-               config.gradient_dtype),
-      optimizer_(model_.table(), config.optimizer, model_.weights(), sharding_.updated()),
-      step_(model_, loader_, sharding_, reducer_, optimizer_, scaler_, schedule_,
-            {config.optimizer.clip_norm, config.optimizer.clip_value}, communicator,
-            stop_requested),
+      training_(config, communicator, dataset, start, stop_requested),
       checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep),
       progress_(communicator.rank() == 0, config.log_every) {
   if (dataset.has_split("validation") && dataset.split("validation").size() > 1) {
     validation_ = &dataset.split("validation");
   }
-  load_weights(start);
-  first_step_ = state_.step;
+  if (start.resumes) saved_step_ = state().step;
+  first_step_ = state().step;
   open_run_folder();
   describe(start);
-}
-
-void Run::load_weights(const Start& start) {
-  Stream stream;
-  if (!start.checkpoint) {
-    // Through the gradients' memory, which nothing else needs yet.
-    const Tensor weights = model_.gradients();
-    initialize(model_.table(), config_.model, config_.seed, weights);
-    for (const AdamW::Piece& piece : optimizer_.pieces()) {
-      kernels::cast(piece.master, weights.slice(piece.range.begin, piece.range.end), stream);
-    }
-  } else {
-    const Checkpoint& checkpoint = *start.checkpoint;
-    run_together(communicator_, [&] {
-      for (const AdamW::Piece& piece : optimizer_.pieces()) {
-        checkpoint.read(FlatKind::weights, piece.range.begin, piece.master);
-        if (!start.resumes) continue;
-        checkpoint.read(FlatKind::exp_avg, piece.range.begin, piece.exp_avg);
-        checkpoint.read(FlatKind::exp_avg_sq, piece.range.begin, piece.exp_avg_sq);
-      }
-      if (start.resumes) state_ = trainer_state_from_json(checkpoint.info().trainer_state);
-    });
-  }
-  optimizer_.publish_weights();
-  gather_shards(sharding_, model_.padded_weights(), communicator_, stream);
-  if (start.resumes) {
-    scaler_.restore(state_.loss_scale, state_.clean_steps);
-    saved_step_ = state_.step;
-  }
 }
 
 void Run::open_run_folder() {
@@ -124,22 +61,22 @@ void Run::open_run_folder() {
       throw DataError("the run folder {} cannot be made: {}", config_.run.string(),
                       error.message());
     }
-    metrics_.emplace(config_.run / "metrics.jsonl", state_.step);
+    metrics_.emplace(config_.run / "metrics.jsonl", state().step);
   });
 }
 
 void Run::describe(const Start& start) {
-  const double memory = static_cast<double>(model_.memory().weights + model_.memory().gradients +
-                                            model_.memory().activations +
-                                            optimizer_.memory_bytes() + reducer_.memory_bytes());
-  progress_.note(fmt::format("{} model of {} parameters, {}; {} with {} each, {:.0f} MiB a worker",
-                             name(config_.model.family),
-                             count_text(static_cast<double>(model_.table().size())),
-                             name(config_.precision), plural(communicator_.size(), "worker"),
-                             plural(num_threads(), "thread"), memory / (1 << 20)));
+  const std::string dealt = config_.virtual_workers == communicator_.size()
+                                ? ""
+                                : fmt::format(", {} virtual", config_.virtual_workers);
+  progress_.note(fmt::format(
+      "{} model of {} parameters, {}; {}{} with {} each, {:.0f} MiB a worker",
+      name(config_.model.family), count_text(static_cast<double>(training_.model().table().size())),
+      name(config_.precision), plural(communicator_.size(), "worker"), dealt,
+      plural(num_threads(), "thread"), static_cast<double>(training_.memory_bytes()) / (1 << 20)));
   progress_.note(fmt::format("{} of {} of {} tokens: {:.2f} epochs of {} tokens",
                              plural(config_.steps, "step"), plural(config_.batch_size, "sequence"),
-                             config_.model.context_length, sampler_.epoch(config_.steps),
+                             config_.model.context_length, training_.epochs(config_.steps),
                              count_text(static_cast<double>(dataset_.split("train").size()))));
   for (const std::string& text : start.notes) progress_.note(text);
   if (start.checkpoint) {
@@ -157,17 +94,20 @@ ExitCode Run::train() {
     progress_.note(
         fmt::format("{} has its {} steps already: nothing to do; --steps says how many "
                     "it shall have",
-                    config_.run.string(), state_.step));
+                    config_.run.string(), state().step));
     return ExitCode::done;
   }
   measure_peak();
   bool stop = false;
   while (!finished() && !stop) {
     const auto start = Clock::now();
-    const StepResult result = step_.run(state_);
+    const StepResult result = training_.step();
     const double step_seconds = seconds_since(start);
     if (result.step == first_step_ + 1) second_step_start_ = Clock::now();
 
+    if (config_.check_replicas > 0 && state().step % config_.check_replicas == 0) {
+      check_replicas(training_.model(), state().step, communicator_);
+    }
     stop = result.stop && !finished();
     report(result, step_seconds, evaluate_when_due(stop));
     give_up_when_lost(result);
@@ -176,7 +116,7 @@ ExitCode Run::train() {
   finish_save();
   if (stop) {
     progress_.note(
-        fmt::format("stopped on request after step {}: run it again to go on", state_.step));
+        fmt::format("stopped on request after step {}: run it again to go on", state().step));
   }
   return stop ? ExitCode::stopped : ExitCode::done;
 }
@@ -189,16 +129,16 @@ void Run::measure_peak() {
 
 std::optional<Evaluation> Run::evaluate_when_due(bool stop) {
   const bool due =
-      finished() || (config_.evaluate_every > 0 && state_.step % config_.evaluate_every == 0);
+      finished() || (config_.evaluate_every > 0 && state().step % config_.evaluate_every == 0);
   if (!due || stop || validation_ == nullptr) return std::nullopt;
-  return evaluate(model_, *validation_, communicator_, validation_windows(config_));
+  return evaluate(training_.model(), *validation_, communicator_, validation_windows(config_));
 }
 
 void Run::report(const StepResult& result, double step_seconds,
                  const std::optional<Evaluation>& evaluation) {
   if (!first_worker()) return;
-  const int64_t step_tokens = loader_.plan().step_tokens();
-  metrics_->write(result, state_.tokens, step_tokens, step_seconds, evaluation);
+  const int64_t step_tokens = training_.plan().step_tokens();
+  metrics_->write(result, state().tokens, step_tokens, step_seconds, evaluation);
 
   const double rate = static_cast<double>(step_tokens) / step_seconds;
   tokens_per_second_ = tokens_per_second_ > 0 ? 0.9 * tokens_per_second_ + 0.1 * rate : rate;
@@ -223,7 +163,7 @@ void Run::report(const StepResult& result, double step_seconds,
 }
 
 void Run::give_up_when_lost(const StepResult& result) {
-  if (state_.lost_steps < kLostStepsAllowed) return;
+  if (state().lost_steps < kLostStepsAllowed) return;
   finish_save();
   const std::string last = saved_step_
                                ? fmt::format("the checkpoint of step {} is good", *saved_step_)
@@ -234,39 +174,26 @@ void Run::give_up_when_lost(const StepResult& result) {
                   "scale {}), so nothing was learned from them; {}\n"
                   "try a lower --learning-rate, a longer --warmup-steps, --clip-norm 1 or "
                   "--precision bf16 or fp32; if it started like this, check the weights",
-                  state_.lost_steps, std::abs(result.loss), result.step, result.loss_scale, last));
+                  state().lost_steps, std::abs(result.loss), result.step, result.loss_scale, last));
 }
 
 void Run::save_when_due(bool stop) {
   bool written = false;
   run_together(communicator_, [&] { written = checkpoints_.poll(); });  // throws what went wrong
   if (written) note_saved();
-  const bool due = config_.checkpoint_every > 0 && state_.step % config_.checkpoint_every == 0;
+  const bool due = config_.checkpoint_every > 0 && state().step % config_.checkpoint_every == 0;
   if (!due && !stop && !finished()) return;
 
   run_together(communicator_, [&] {
-    if (first_worker()) checkpoints_.prepare(state_.step);
+    if (first_worker()) checkpoints_.prepare(state().step);
   });
-  saving_step_ = state_.step;
-  CheckpointInfo info{.step = state_.step,
+  saving_step_ = state().step;
+  CheckpointInfo info{.step = state().step,
                       .model = config_.model,
                       .tokenizer_json = dataset_.tokenizer_json(),
-                      .trainer_state = to_json(state_),
+                      .trainer_state = to_json(state()),
                       .run_config = run_options(config_, dataset_)};
-  checkpoints_.save(info, own_slices());
-}
-
-// What this worker writes: its shard, also where it updates everything.
-std::vector<CheckpointSlice> Run::own_slices() const {
-  std::vector<CheckpointSlice> slices;
-  for (const Range& range : sharding_.shard()) {
-    for (const AdamW::Piece& piece : optimizer_.pieces()) {
-      if (range.begin < piece.range.begin || range.end > piece.range.end) continue;
-      const AdamW::Piece own = piece.slice(range);
-      slices.push_back({range, own.master, own.exp_avg, own.exp_avg_sq});
-    }
-  }
-  return slices;
+  checkpoints_.save(info, training_.shard());
 }
 
 void Run::finish_save() {

@@ -58,6 +58,7 @@ class ThreadCommunicator : public Communicator {
   void barrier() override { unused(); }
   std::unique_ptr<Communicator> duplicate() override { unused(); }
   void set_purpose(const std::string&) override {}
+  void set_deadline(double) override {}
   void cancel() override { unused(); }
 
  private:

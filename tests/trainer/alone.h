@@ -26,6 +26,7 @@ class Alone : public Communicator {
   void barrier() override {}
   std::unique_ptr<Communicator> duplicate() override { return std::make_unique<Alone>(); }
   void set_purpose(const std::string&) override {}
+  void set_deadline(double) override {}
   void cancel() override {}
 };
 
