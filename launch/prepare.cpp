@@ -21,7 +21,7 @@ OptionTable options(PrepareConfig& config) {
   table.add("input", paths(config.inputs, "PATH..."),
             "text files, folders of them, JSON lines (.jsonl); each also gzip-compressed");
   table.add("output", path(config.output, "DATASET"),
-            "the dataset folder to make; must not exist or be empty");
+            "the dataset folder to make; one that exists must be empty");
   table.add("field", text(config.field, "NAME"),
             "the field of a JSON line that holds the text (default text)");
   table.add("validation-fraction", real(config.validation_fraction, {0, 1, false, true}),
