@@ -41,14 +41,14 @@ show mpirun -np 2 build/lockstep train --data "$demo/data" --run "$demo/run" \
   --learning-rate 2e-3 --warmup-steps 30 --checkpoint-every 200 --keep 2 --log-every 50
 
 say "4. Evaluate, beside gzip -9 on the same text"
-show build/lockstep evaluate --checkpoint "$demo/run" --data "$demo/data"
-evaluation=$(build/lockstep evaluate --checkpoint "$demo/run" --data "$demo/data" --json 2>/dev/null)
+evaluation=$(show build/lockstep evaluate --checkpoint "$demo/run" --data "$demo/data" --json)
+echo "$evaluation"
 bytes=$(sed -E 's/.*"bytes": *([0-9]+).*/\1/' <<<"$evaluation")
 model=$(sed -E 's/.*"bits_per_byte": *([0-9.]+).*/\1/' <<<"$evaluation")
 packed=$(tail -c "$bytes" "$demo/text.txt" | gzip -9 | wc -c)
 awk -v model="$model" -v packed="$packed" -v bytes="$bytes" 'BEGIN {
   gzip = 8 * packed / bytes
-  printf "\nthe model predicts the text in %.3f bits a byte; gzip -9 packs it into %.3f: %s\n",
+  printf "the model predicts the text in %.3f bits a byte; gzip -9 packs it into %.3f: %s\n",
          model, gzip, model < gzip ? "the model is better" : "gzip is better"
 }'
 
