@@ -13,7 +13,12 @@ cd "$(dirname "$0")/.."
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
 show() {
-  printf '$ %s\n' "$*" >&2
+  printf '$' >&2
+  for word; do
+    [[ $word == *' '* ]] && word="\"$word\""
+    printf ' %s' "$word" >&2
+  done
+  printf '\n' >&2
   "$@"
 }
 
@@ -57,6 +62,8 @@ show build/lockstep generate --checkpoint "$demo/run" --prompt "Dictionary, n. "
   --temperature 0.8 --top-k 50 --seed 1
 
 say "What to try next"
+[ "$(id -u)" -ne 0 ] ||
+  echo "  as root, first           export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1" >&2
 cat >&2 <<NEXT
   train it longer          mpirun -np 2 build/lockstep train --run $demo/run --steps 2000
   on your own text         build/lockstep prepare --input my-texts/ --output my-data
