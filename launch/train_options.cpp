@@ -82,8 +82,8 @@ void add_model_options(OptionTable& table, TrainOptions& o) {
                         fmt::join(preset_names(), ", ")));
   table.add("family",
             choice(o.family, {{"gpt2", Family::gpt2}, {"llama", Family::llama}}, "gpt2|llama"),
-            "gpt2: learned positions, layernorm, biases; llama: RoPE, RMSNorm, gated feed-forward "
-            "(default gpt2)");
+            "architecture; gpt2: learned positions, layernorm, biases; llama: RoPE, RMSNorm, gated "
+            "feed-forward (default gpt2)");
   table.add("layers", integer(o.layers, 1, 4096), "transformer layers (default 4)");
   table.add("heads", integer(o.heads, 1, 1 << 20), "attention heads a layer (default 4)");
   table.add("kv-heads", integer(o.kv_heads, 1, 1 << 20),
