@@ -80,8 +80,8 @@ void add_model_options(OptionTable& table, TrainOptions& o) {
                         fmt::join(preset_names(), ", ")));
   table.add("family",
             choice(o.family, {{"gpt2", Family::gpt2}, {"llama", Family::llama}}, "gpt2|llama"),
-            "gpt2: learned positions, layernorm, biases; llama: RoPE, RMSNorm, gated feed-forward "
-            "(default gpt2)");
+            "architecture; gpt2: learned positions, layernorm, biases; llama: RoPE, RMSNorm, gated "
+            "feed-forward (default gpt2)");
   table.add("layers", integer(o.layers, 1, 4096), "transformer layers (default 4)");
   table.add("heads", integer(o.heads, 1, 1 << 20), "attention heads a layer (default 4)");
   table.add("kv-heads", integer(o.kv_heads, 1, 1 << 20),
@@ -198,8 +198,8 @@ ModelConfig model_by_options(TrainOptions& o, const OptionTable& table) {
 ModelConfig model_of_weights(const TrainOptions& o, const OptionTable& table, ModelConfig model) {
   const auto agree = [&](const char* option, const auto& said, const auto& has) {
     if (table.given(option) && said && *said != has) {
-      throw UsageError("{} contradicts the weights that it starts with, where it is {}",
-                       table.origin(option), has);
+      throw UsageError("{} {} contradicts the weights that it starts with, where it is {}",
+                       table.origin(option), *said, has);
     }
   };
   agree("layers", o.layers, model.num_layers);
@@ -237,7 +237,8 @@ void write_back(TrainOptions& o, const ModelConfig& model) {
   o.family = model.family;
   o.layers = model.num_layers;
   o.heads = model.num_heads;
-  o.kv_heads = model.num_kv_heads;
+  // Always the heads in gpt2: said again, it would contradict other heads before the run does.
+  if (model.family == Family::llama) o.kv_heads = model.num_kv_heads;
   o.hidden_size = model.hidden_size;
   o.ffn_size = model.ffn_size;
 }
@@ -255,9 +256,12 @@ void resolve_batch(TrainOptions& o, const OptionTable& table, int64_t context_le
   if (!o.batch_size) o.batch_size = (kDefaultBatch + workers - 1) / workers * workers;
   if (*o.batch_size % workers != 0) {
     const int64_t below = *o.batch_size / workers * workers;
-    throw UsageError("{} {} is not divisible by {} workers; the nearest that are: {}{}",
-                     table.origin("batch-size"), *o.batch_size, workers,
-                     below > 0 ? fmt::format("{} and ", below) : "", below + workers);
+    throw UsageError(
+        "{} {} is not divisible by {} workers; the nearest that are: {}{}; or take a number of "
+        "workers out of {}",
+        table.origin("batch-size"), *o.batch_size, workers,
+        below > 0 ? fmt::format("{} and ", below) : "", below + workers,
+        divisors_text(*o.batch_size));
   }
   const int64_t share = *o.batch_size / workers;
   if (!o.micro_batch_size) {
@@ -267,9 +271,9 @@ void resolve_batch(TrainOptions& o, const OptionTable& table, int64_t context_le
   }
   if (share % *o.micro_batch_size != 0) {
     throw UsageError(
-        "{} {} does not divide the {} sequences a worker ({} over {} workers); choose one of {}",
+        "{} {} does not divide the {} sequences a worker ({} over {} worker{}); choose one of {}",
         table.origin("micro-batch-size"), *o.micro_batch_size, share, *o.batch_size, workers,
-        divisors_text(share));
+        workers == 1 ? "" : "s", divisors_text(share));
   }
 }
 
