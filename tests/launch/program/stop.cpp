@@ -94,6 +94,22 @@ TEST_P(Stop, SavesAndGoesOn) {
   EXPECT_EQ(lines_of(read_text(stopped / "metrics.jsonl")).size(), static_cast<size_t>(kSteps));
 }
 
+// While a run goes on, another in its folder would destroy what it writes.
+TEST(TwoRuns, CannotShareAFolder) {
+  const fs::path folder = world.path("shared");
+  NarrowPipe errors(world.path("errors"));
+  Process process(arguments(folder), {.errors_file = world.path("errors")});
+  while (process.running() && errors.text.find(" 3/120 ") == std::string::npos) errors.read();
+  for (const int workers : {0, 2}) {
+    expect_error(run({"train", "--run", folder}, {.workers = workers}), 2,
+                 {"another program is training in", "choose another --run"});
+  }
+  while (process.running()) errors.read();
+  const Result result = process.wait();
+  EXPECT_EQ(result.code, 0) << errors.text;
+  EXPECT_EQ(run({"train", "--run", folder}).code, 0);  // it is free again
+}
+
 INSTANTIATE_TEST_SUITE_P(Signals, Stop,
                          testing::Values(Way{0, SIGTERM, "TERM"}, Way{0, SIGINT, "INT"},
                                          Way{0, SIGUSR1, "USR1"}, Way{1, SIGUSR1, "USR1_1"},
