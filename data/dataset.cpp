@@ -33,6 +33,12 @@ json read_description(const fs::path& folder) {
         "there is no dataset folder {}\nMake one with `lockstep prepare --input TEXT --output {}`.",
         folder.string(), folder.string());
   }
+  if (fs::is_regular_file(folder)) {
+    throw DataError(
+        "{} is a file, not a dataset folder\nMake one of text with `lockstep prepare --input {} "
+        "--output DATASET`.",
+        folder.string(), folder.string());
+  }
   if (!fs::exists(path)) {
     throw DataError(
         "{} is not a dataset: it has no dataset.json\nMake one with `lockstep prepare --input TEXT "

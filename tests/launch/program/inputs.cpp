@@ -129,6 +129,7 @@ struct Data : testing::Test {
 TEST_F(Data, FilesThatAreNotWhole) {
   expect_error(train(world.path("nowhere")), 3, {"no dataset folder", "nowhere", "prepare"});
   expect_error(train(world.text().parent_path()), 3, {"is not a dataset: it has no dataset.json"});
+  expect_error(train(world.text()), 3, {"text.txt is a file", "--output DATASET"});
 
   fs::path data = copy();
   fs::resize_file(data / "train-00000.bin", fs::file_size(data / "train-00000.bin") - 10);
