@@ -134,6 +134,10 @@ Checkpoint Checkpoint::open(const fs::path& path) {
     throw DataError("{} was never completed: use another checkpoint", path.string());
   }
   std::error_code error;
+  if (!fs::exists(path, error)) {
+    throw DataError("there is no {}: a run folder, a step folder or a model.h5 is needed",
+                    path.string());
+  }
   if (!fs::is_directory(path, error)) {
     if (path.filename() == kIndexName) return step_folder(path.parent_path());
     return Checkpoint(std::make_unique<Implementation>(open_model_file(path)));

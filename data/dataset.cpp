@@ -28,7 +28,17 @@ uint32_t widen(const std::byte* from, int64_t count, int32_t* out) {
 
 json read_description(const fs::path& folder) {
   const fs::path path = folder / "dataset.json";
-  if (!fs::exists(folder)) throw DataError("no dataset folder {}", folder.string());
+  if (!fs::exists(folder)) {
+    throw DataError(
+        "there is no dataset folder {}\nMake one with `lockstep prepare --input TEXT --output {}`.",
+        folder.string(), folder.string());
+  }
+  if (fs::is_regular_file(folder)) {
+    throw DataError(
+        "{} is a file, not a dataset folder\nMake one of text with `lockstep prepare --input {} "
+        "--output DATASET`.",
+        folder.string(), folder.string());
+  }
   if (!fs::exists(path)) {
     throw DataError(
         "{} is not a dataset: it has no dataset.json\nMake one with `lockstep prepare --input TEXT "

@@ -125,6 +125,10 @@ class Preparation {
 };
 
 Tokenizer Preparation::load_tokenizer() const {
+  if (config_.tokenizer != "bytes" && !fs::exists(config_.tokenizer)) {
+    throw DataError("--tokenizer {}: neither train nor bytes, and no such file or folder",
+                    config_.tokenizer);
+  }
   Tokenizer tokenizer =
       config_.tokenizer == "bytes" ? Tokenizer::bytes() : Tokenizer::load(config_.tokenizer);
   if (!tokenizer.end_of_text()) {

@@ -34,18 +34,20 @@ struct BlockFacts {
   bool blank = false;
 };
 
-BlockFacts examine(TextBlock block, const std::string& field) {
+BlockFacts examine(TextBlock block, const PrepareConfig& config) {
   BlockFacts facts;
   if (block.file->json_lines) {
-    for (const std::string& text : json_documents(block, field)) {
+    for (const std::string& text : json_documents(block, config.field)) {
       facts.documents.push_back({XXH3_128bits(text.data(), text.size()),
                                  static_cast<int64_t>(text.size()), is_blank(text)});
     }
     block.text.clear();
   } else {
-    facts.nul = block.text.find('\0');
-    facts.invalid_bytes = invalid_utf8_bytes(block.text);
     facts.blank = is_blank(block.text);
+    if (config.tokenizer != "bytes") {  // to which all bytes are alike
+      facts.nul = block.text.find('\0');
+      facts.invalid_bytes = invalid_utf8_bytes(block.text);
+    }
   }
   facts.block = std::move(block);
   return facts;
@@ -106,7 +108,9 @@ class Scanner {
 
   InputPlan finish() {
     if (plan_.kept() == 0) {
-      throw DataError("the input holds no text: {} documents, all empty", plan_.documents);
+      throw DataError(
+          "the input holds no text: {}{} is empty or white space", config_.inputs.front().string(),
+          config_.inputs.size() > 1 ? fmt::format(" and {} more", config_.inputs.size() - 1) : "");
     }
     const double fraction = config_.validation_fraction;
     if (fraction == 0) {
@@ -136,7 +140,7 @@ class Scanner {
     if (facts.nul != std::string::npos) {
       throw DataError(
           "{} is not text: a NUL byte at byte {}\nUTF-16 text: convert it with "
-          "`iconv -f UTF-16 -t UTF-8`.",
+          "`iconv -f UTF-16 -t UTF-8`; to learn bytes as they are: --tokenizer bytes.",
           path, piece_.bytes + static_cast<int64_t>(facts.nul));
     }
     XXH3_128bits_update(state_.get(), block.text.data(), block.text.size());
@@ -146,7 +150,8 @@ class Scanner {
     if (invalid_bytes_ * kInvalidBytesTolerated > piece_.bytes) {
       throw DataError(
           "{} is not UTF-8 text: {} of its first {} bytes are invalid\nText in another encoding: "
-          "convert it with `iconv -f ENCODING -t UTF-8`.",
+          "convert it with `iconv -f ENCODING -t UTF-8`; to learn bytes as they are: --tokenizer "
+          "bytes.",
           path, invalid_bytes_, piece_.bytes);
     }
     if (block.document_ends) {
@@ -214,7 +219,7 @@ InputPlan scan_input(std::span<const InputFile> files, const PrepareConfig& conf
   OrderedPipeline<TextBlock, BlockFacts> pipeline;
   pipeline.produce = [&] { return reader.next(); };
   pipeline.weight = [](const TextBlock& block) { return static_cast<int64_t>(block.text.size()); };
-  pipeline.transform = [&](TextBlock block) { return examine(std::move(block), config.field); };
+  pipeline.transform = [&](TextBlock block) { return examine(std::move(block), config); };
   pipeline.consume = [&](BlockFacts facts) {
     const int64_t done = facts.block.consumed_bytes;
     scanner.add(std::move(facts));

@@ -43,19 +43,22 @@ int64_t check_shard(const fs::path& path, std::span<const std::byte> bytes, int 
   std::array<int32_t, 3> header{};
   const auto size = static_cast<int64_t>(bytes.size());
   if (size < kShardHeaderBytes) {
-    throw DataError("{} is truncated: {} bytes, its header alone has {}", path.string(), size,
-                    kShardHeaderBytes);
+    throw DataError("{} is truncated: {} bytes, its header alone has {}; prepare the text again",
+                    path.string(), size, kShardHeaderBytes);
   }
   std::memcpy(header.data(), bytes.data(), sizeof(header));
   const Layout want = layout(token_bytes);
   if (header[0] != want.magic || header[1] != want.version) {
-    throw DataError("{} is not a shard of {}-byte ids: magic {} and version {}, not {} and {}",
-                    path.string(), token_bytes, header[0], header[1], want.magic, want.version);
+    throw DataError(
+        "{} is not a shard of {}-byte ids: magic {} and version {}, not {} and {}\nPrepare the "
+        "text again.",
+        path.string(), token_bytes, header[0], header[1], want.magic, want.version);
   }
   const int64_t want_bytes = kShardHeaderBytes + int64_t{header[2]} * token_bytes;
   if (header[2] < 0 || want_bytes != size) {
-    throw DataError("{} is {}: {} bytes, its header promises {} tokens, {} bytes", path.string(),
-                    size < want_bytes ? "truncated" : "damaged", size, header[2], want_bytes);
+    throw DataError(
+        "{} is {}: {} bytes, its header promises {} tokens, {} bytes; prepare the text again",
+        path.string(), size < want_bytes ? "truncated" : "damaged", size, header[2], want_bytes);
   }
   return header[2];
 }

@@ -101,6 +101,10 @@ ExitCode inspect(const path& where) {
 }
 
 ExitCode verify(const path& where) {
+  if (!std::filesystem::exists(where)) {
+    throw DataError("there is no {}: a run folder, a step folder or a model.h5 is needed",
+                    where.string());
+  }
   const auto faults = verify_checkpoint(where);
   if (faults.empty()) {
     fmt::print("{}: good\n", where.string());

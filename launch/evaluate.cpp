@@ -27,7 +27,7 @@ OptionTable options(EvaluateOptions& o) {
                     "shared, and the\nfigures are the same for any number of workers.");
   table.group("Model and data");
   table.add("checkpoint", path(o.checkpoint, "PATH"),
-            "a run folder (its newest good checkpoint), a step folder, or an exported model.h5");
+            "a run folder, a step folder or an exported model.h5 (of a run: its newest good one)");
   table.add("data", path(o.data, "DATASET"), "dataset folder, made by 'lockstep prepare'");
   table.add("split", text(o.split, "NAME"), "train or validation (default validation)");
   table.group("Output");

@@ -28,7 +28,7 @@ OptionTable options(GenerateOptions& o) {
                     "Without --prompt and\n--prompt-file the prompt is read from standard input.");
   table.group("Model");
   table.add("checkpoint", path(o.checkpoint, "PATH"),
-            "a run folder (its newest good checkpoint), a step folder, or an exported model.h5");
+            "a run folder, a step folder or an exported model.h5 (of a run: its newest good one)");
   table.group("Prompts");
   table.add("prompt", texts(o.prompts, "TEXT"), "text to continue; may be given several times");
   table.add("prompt-file", path(o.prompt_file, "FILE"), "a file with one prompt a line");

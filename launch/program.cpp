@@ -100,6 +100,10 @@ void start_logging() {
   spdlog::set_default_logger(logger);
 }
 
+const char* const kOutputFails = "standard output cannot be written; is the disk full?";
+
+bool output_fails() { return std::fflush(stdout) != 0 || std::ferror(stdout) != 0; }
+
 struct Failure {
   ExitCode code;
   std::string message;
@@ -120,6 +124,7 @@ Failure describe(const std::exception_ptr& exception) {
     return {ExitCode::data, fmt::format("{}: {}", error.path1().string(), error.code().message()),
             false};
   } catch (const std::exception& error) {
+    if (output_fails()) return {ExitCode::data, kOutputFails, false};
     return {ExitCode::device, fmt::format("internal error, please report it: {}", error.what()),
             false};
   }
@@ -162,17 +167,28 @@ int run_command(const Command& command, const Arguments& arguments, int argc, ch
       if (workers->rank() != 0) spdlog::set_level(spdlog::level::err);
     }
     if (workers != nullptr && workers->size() > 1 && !collective && !wants_help(arguments)) {
-      throw SharedError(ExitCode::usage,
-                        fmt::format("{} runs as one process; start it without mpirun", shown));
+      throw SharedError(ExitCode::usage, "runs as one process; start it without mpirun");
     }
     const ExitCode code = command.run(arguments, workers);
-    if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
-      throw DataError("standard output cannot be written; is the disk full?");
-    }
+    if (output_fails()) throw DataError("{}", kOutputFails);
     return static_cast<int>(code);
   } catch (...) {
     return report(describe(std::current_exception()), shown, workers);
   }
+}
+
+// Prints a text that every worker has, and returns the exit code. Under mpirun even this takes MPI:
+// a worker that fails without it makes mpirun end the others, the one that prints among them.
+int print_once(std::FILE* stream, const std::string& text, ExitCode code, int argc, char** argv) {
+  std::optional<MpiSession> session;
+  if (MpiSession::under_launcher()) session.emplace(&argc, &argv);
+  if (session && session->rank() != 0) return static_cast<int>(code);
+  std::fputs(text.c_str(), stream);
+  if (output_fails()) {
+    print_error("lockstep", kOutputFails);
+    code = ExitCode::data;
+  }
+  return static_cast<int>(code);
 }
 
 }  // namespace
@@ -190,28 +206,25 @@ ExitCode show_help(const OptionTable& table, const MpiSession* session) {
 int run_program(int argc, char** argv) {
   start_logging();
   Arguments arguments(argv + 1, argv + argc);
-  const std::string first = arguments.empty() ? "--help" : arguments.front();
-  if (arguments.empty()) {
-    fmt::print(stderr, "{}", overview());
-    return static_cast<int>(ExitCode::usage);
-  }
-  if (first == "--version") {
-    fmt::print("lockstep {}\n", LOCKSTEP_VERSION);
-    return 0;
-  }
+  const auto say = [&](std::FILE* stream, const std::string& text, ExitCode code) {
+    return print_once(stream, text, code, argc, argv);
+  };
+  if (arguments.empty()) return say(stderr, overview(), ExitCode::usage);
+  const std::string first = arguments.front();
   arguments.erase(arguments.begin());
+  if (first == "--version") {
+    return say(stdout, fmt::format("lockstep {}\n", LOCKSTEP_VERSION), ExitCode::done);
+  }
   if (first == "--help" || first == "-h" || (first == "help" && arguments.empty())) {
-    fmt::print("{}", overview());
-    return 0;
+    return say(stdout, overview(), ExitCode::done);
   }
   try {
     if (first != "help") return run_command(find_command(first), arguments, argc, argv);
     const Command& command = find_command(arguments.front());
     arguments.front() = "--help";
     return run_command(command, arguments, argc, argv);
-  } catch (const Error& error) {
-    print_error("lockstep", error.what());
-    return static_cast<int>(error.exit_code());
+  } catch (const Error& error) {  // there is no such command
+    return say(stderr, fmt::format("lockstep: {}\n", error.what()), error.exit_code());
   }
 }
 

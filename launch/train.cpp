@@ -7,6 +7,7 @@
 #include "kernels/matmul.h"
 #include "launch/command.h"
 #include "launch/machine.h"
+#include "launch/run_lock.h"
 #include "launch/same_tokenizer.h"
 #include "launch/text.h"
 #include "launch/train_options.h"
@@ -133,7 +134,9 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   surroundings.fast_bf16 = fast_bf16(session);
   const PrecisionChoice asked = options.precision;
   TrainConfig config;
+  RunLock lock;
   run_together(world, [&] {
+    if (first) lock.take(options.run);
     make_absolute(options.data);
     make_absolute(options.initialize_from);
     const Dataset dataset = Dataset::open(options.data);
@@ -145,7 +148,9 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   });
   if (first) say_precision(asked, config.precision);
   return train(config, world, [&] {
-    if (first) write_options(options, table);
+    if (!first) return;
+    lock.take(options.run);  // of a run that has begun just now
+    write_options(options, table);
   });
 }
 

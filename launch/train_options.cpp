@@ -221,8 +221,8 @@ ModelConfig model_by_options(TrainOptions& o, const OptionTable& table) {
 ModelConfig model_of_weights(const TrainOptions& o, const OptionTable& table, ModelConfig model) {
   const auto agree = [&](const char* option, const auto& said, const auto& has) {
     if (table.given(option) && said && *said != has) {
-      throw UsageError("{} contradicts the weights that it starts with, where it is {}",
-                       table.origin(option), has);
+      throw UsageError("{} {} contradicts the weights that it starts with, where it is {}",
+                       table.origin(option), *said, has);
     }
   };
   agree("layers", o.layers, model.num_layers);
@@ -260,7 +260,8 @@ void write_back(TrainOptions& o, const ModelConfig& model) {
   o.family = model.family;
   o.layers = model.num_layers;
   o.heads = model.num_heads;
-  o.kv_heads = model.num_kv_heads;
+  // Always the heads in gpt2: said again, it would contradict other heads before the run does.
+  if (model.family == Family::llama) o.kv_heads = model.num_kv_heads;
   o.hidden_size = model.hidden_size;
   o.ffn_size = model.ffn_size;
 }
@@ -292,13 +293,16 @@ void resolve_reduction(TrainOptions& o, const OptionTable& table, int workers) {
 // `shares`: equal parts of the batch, one a virtual worker, or worker where there are none.
 void resolve_batch(TrainOptions& o, const OptionTable& table, int64_t context_length,
                    int64_t shares) {
-  const char* const sharer = table.given("virtual-workers") ? "virtual worker" : "worker";
+  const std::string sharer = table.given("virtual-workers") ? "virtual worker" : "worker";
   if (!o.batch_size) o.batch_size = (kDefaultBatch + shares - 1) / shares * shares;
   if (*o.batch_size % shares != 0) {
     const int64_t below = *o.batch_size / shares * shares;
-    throw UsageError("{} {} is not divisible by {} {}s; the nearest that are: {}{}",
-                     table.origin("batch-size"), *o.batch_size, shares, sharer,
-                     below > 0 ? fmt::format("{} and ", below) : "", below + shares);
+    throw UsageError(
+        "{} {} is not divisible by {} {}s; the nearest that are: {}{}; or take a number of {}s out "
+        "of {}",
+        table.origin("batch-size"), *o.batch_size, shares, sharer,
+        below > 0 ? fmt::format("{} and ", below) : "", below + shares, sharer,
+        divisors_text(*o.batch_size));
   }
   const int64_t share = *o.batch_size / shares;
   if (!o.micro_batch_size) {
@@ -308,9 +312,9 @@ void resolve_batch(TrainOptions& o, const OptionTable& table, int64_t context_le
   }
   if (share % *o.micro_batch_size != 0) {
     throw UsageError(
-        "{} {} does not divide the {} sequences a {} ({} over {} of them); choose one of {}",
+        "{} {} does not divide the {} sequences a {} ({} over {} {}{}); choose one of {}",
         table.origin("micro-batch-size"), *o.micro_batch_size, share, sharer, *o.batch_size, shares,
-        divisors_text(share));
+        sharer, shares == 1 ? "" : "s", divisors_text(share));
   }
 }
 

@@ -267,12 +267,14 @@ TEST_F(Prepare, ReportsProgressUpToTheWhole) {
 TEST_F(Prepare, RefusesUnusableInputAndLeavesNothing) {
   const auto expect = [&](const fs::path& input, const char* message) {
     const auto before = names();
-    EXPECT_THAT(error_of<DataError>(bytes({input})), HasSubstr(message));
+    PrepareConfig config = bytes({input});
+    config.tokenizer = "train";
+    EXPECT_THAT(error_of<DataError>(config), HasSubstr(message));
     EXPECT_EQ(names(), before) << message;
   };
   expect(folder_.path() / "absent", "no such file or folder");
   expect(folder_.write("none.txt", ""), "holds no text");
-  expect(folder_.write("blank.jsonl", "\n{\"text\": \" \"}\n"), "1 documents, all empty");
+  expect(folder_.write("blank.jsonl", "\n{\"text\": \" \"}\n"), "blank.jsonl is empty");
   expect(folder_.write("binary", std::string("PK\0\3", 4)), "not text: a NUL byte at byte 2");
   expect(folder_.write("cp1251", words(100) + std::string(200, '\xe0')), "not UTF-8 text");
   expect(folder_.write("broken.jsonl", json_line("a") + "{"), "broken.jsonl:2: broken JSON");
@@ -280,6 +282,17 @@ TEST_F(Prepare, RefusesUnusableInputAndLeavesNothing) {
          "field.jsonl:1: no field \"text\"");
   expect(folder_.write("cut.gz", "\x1f\x8b\x08"), "truncated");
   expect(folder_.write("small", "x"), "too small to split");
+}
+
+TEST_F(Prepare, TakesAnyBytesAsTheyAre) {
+  std::string content = words(100);
+  for (int i = 0; i < 4096; i++) content += static_cast<char>(i * 7);
+  const PrepareReport report = prepare(bytes({folder_.write("binary", content)}));
+  EXPECT_EQ(report.train.bytes + report.validation.bytes, static_cast<int64_t>(content.size()));
+  const Dataset dataset = Dataset::open(folder_.path() / "out");
+  const std::string read =
+      documents(dataset, "train").at(0) + documents(dataset, "validation").at(0);
+  EXPECT_EQ(read, content);
 }
 
 TEST_F(Prepare, RefusesAnUnreadableFile) {

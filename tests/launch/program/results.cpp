@@ -1,0 +1,141 @@
+#include <cmath>
+
+#include "tests/launch/program/world.h"
+
+namespace lockstep::black_box {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::HasSubstr;
+
+World& world = World::get();
+
+struct Evaluate : testing::Test {};
+
+TEST_F(Evaluate, TheSameFigureOnAnyNumberOfWorkers) {
+  for (const char* split : {"validation", "train"}) {
+    const Arguments arguments{"evaluate",   "--checkpoint", world.run(), "--data",
+                              world.data(), "--split",      split,       "--json"};
+    const Result alone = run(arguments);
+    ASSERT_EQ(alone.code, 0) << alone.err;
+    for (const int workers : {1, 2, 3}) {
+      const Result result = run(arguments, {.workers = workers});
+      EXPECT_EQ(result.code, 0) << result.err;
+      EXPECT_EQ(result.out, alone.out) << workers << " workers";
+    }
+    const json figures = json::parse(alone.out);
+    EXPECT_EQ(figures.size(), 5u);
+    const double loss = figures.at("loss"), tokens = figures.at("tokens");
+    // Each is rounded once or twice from the same sum of losses.
+    EXPECT_NEAR(figures.at("perplexity").get<double>(), std::exp(loss), 1e-9 * std::exp(loss));
+    EXPECT_NEAR(figures.at("bits_per_byte").get<double>(),
+                loss * tokens / figures.at("bytes").get<double>() / std::log(2.0), 1e-9);
+    const json described = json::parse(read_text(world.data() / "dataset.json"));
+    // Each token is predicted once, but the first, which nothing precedes.
+    EXPECT_EQ(figures.at("tokens").get<int64_t>(),
+              described.at("splits").at(split).at("tokens").get<int64_t>() - 1);
+  }
+}
+
+TEST_F(Evaluate, TableForPeople) {
+  const Result result = run({"evaluate", "--checkpoint", world.run(), "--data", world.data()});
+  EXPECT_EQ(result.code, 0);
+  for (const char* row : {"loss ", "perplexity ", "bits a byte ", "tokens "}) {
+    EXPECT_THAT(result.out, HasSubstr(row));
+  }
+}
+
+struct Generate : testing::Test {
+  static Result generate(const Arguments& more, const std::string& input = "") {
+    Arguments arguments{"generate", "--checkpoint", world.run()};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run(arguments, {.input = input});
+  }
+  static std::vector<json> objects(const Arguments& more, const std::string& input = "") {
+    Arguments arguments = more;
+    arguments.insert(arguments.end(), {"--json", "--max-tokens", "8"});
+    const Result result = generate(arguments, input);
+    EXPECT_EQ(result.code, 0) << result.err;
+    std::vector<json> all;
+    for (const std::string& line : lines_of(result.out)) all.push_back(json::parse(line));
+    return all;
+  }
+};
+
+TEST_F(Generate, JsonOfSeveralPrompts) {
+  const auto all = objects({"--prompt", "The quick", "--prompt", "lazy \"dog\"\n"});
+  ASSERT_EQ(all.size(), 2u);
+  EXPECT_EQ(all[0].at("prompt"), "The quick");
+  EXPECT_EQ(all[1].at("prompt"), "lazy \"dog\"\n");
+  for (const json& object : all) {
+    EXPECT_EQ(object.size(), 5u);
+    EXPECT_EQ(object.at("tokens").size(), 8u);
+    EXPECT_EQ(object.at("finish_reason"), "length");
+    EXPECT_GT(object.at("tokens_per_second").get<double>(), 0);
+    EXPECT_TRUE(object.at("text").is_string());
+  }
+}
+
+TEST_F(Generate, PromptsFromStdinAndAFile) {
+  const auto typed = objects({"--greedy"}, "The quick\n");
+  const auto named = objects({"--greedy", "--prompt", "The quick"});
+  const auto listed = objects(
+      {"--greedy", "--prompt-file", world.write("prompts", "The quick\n\nlazy dog\r\n").string()});
+  ASSERT_EQ(typed.size(), 1u);
+  ASSERT_EQ(listed.size(), 2u);
+  for (const json& object : {typed[0], named[0], listed[0]}) {
+    EXPECT_EQ(object.at("prompt"), "The quick");
+    EXPECT_EQ(object.at("tokens"), typed[0].at("tokens"));
+  }
+  EXPECT_EQ(listed[1].at("prompt"), "lazy dog");
+}
+
+TEST_F(Generate, TheSameSeedGivesTheSameText) {
+  const Arguments greedy{"--prompt", "The", "--greedy", "--max-tokens", "12"};
+  EXPECT_EQ(generate(greedy).out, generate(greedy).out);
+  const auto with_seed = [](const char* seed) {
+    return generate({"--prompt", "The", "--seed", seed, "--max-tokens", "12"}).out;
+  };
+  EXPECT_EQ(with_seed("1"), with_seed("1"));
+  EXPECT_NE(with_seed("1"), with_seed("2"));
+  // One token to choose from, or no randomness left, is greedy.
+  const std::string likeliest = generate(greedy).out;
+  for (const auto& [option, value] : {std::pair{"--top-k", "1"}, {"--temperature", "0"}}) {
+    EXPECT_EQ(generate({"--prompt", "The", option, value, "--max-tokens", "12"}).out, likeliest);
+  }
+}
+
+TEST_F(Generate, StopsAtAText) {
+  const std::string whole =
+      objects({"--prompt", "The", "--seed", "4", "--temperature", "0.5"})[0].at("text");
+  ASSERT_GE(whole.size(), 4u);
+  const std::string stop = whole.substr(2, 2);
+  const json stopped = objects({"--prompt", "The", "--seed", "4", "--temperature", "0.5", "--stop",
+                                stop, "--stop", "never"})[0];
+  EXPECT_EQ(stopped.at("finish_reason"), "stop");
+  EXPECT_EQ(stopped.at("text"), whole.substr(0, whole.find(stop)));
+}
+
+TEST_F(Generate, StreamsThePromptAndTheText) {
+  const json object = objects({"--prompt", "The", "--greedy"})[0];
+  const Result streamed = generate({"--prompt", "The", "--greedy", "--max-tokens", "8"});
+  EXPECT_EQ(streamed.out, "The" + object.at("text").get<std::string>() + "\n");
+  EXPECT_THAT(streamed.err, HasSubstr("8 tokens"));
+}
+
+TEST_F(Generate, PromptsThatDoNotDo) {
+  expect_error(generate({"--prompt", std::string(43, 'x')}), 2,
+               {"the prompt has 43 tokens", "context holds 32"});
+  expect_error(generate({"--prompt-file", world.path("nowhere")}), 3, {"nowhere"});
+  expect_error(generate({"--prompt-file", world.write("none", "\n\n")}), 3, {"holds no prompt"});
+  expect_error(generate({"--prompt", "a", "--stop", ""}), 2, {"--stop is empty"});
+  expect_error(generate({"The quick"}), 2, {"'The quick' is not expected here"});
+  // At the end of the context, not an error.
+  const Result full = generate({"--prompt", std::string(31, 'x'), "--max-tokens", "8"});
+  EXPECT_EQ(full.code, 0);
+  EXPECT_THAT(full.err, HasSubstr("ended by context"));
+}
+
+}  // namespace
+}  // namespace lockstep::black_box
