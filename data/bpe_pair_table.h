@@ -14,7 +14,7 @@ class PairTable {
 
   // The value of the pair, put there as Value{} when it was not; valid until the next insertion.
   Value& operator[](uint64_t pair) {
-    if (size_ * 2 >= entries_.size()) grow();
+    if (size_ * 4 >= entries_.size() * 3) grow();
     Entry& entry = entries_[slot_of(pair)];
     if (entry.pair == kNone) {
       entry.pair = pair;

@@ -12,7 +12,7 @@ namespace lockstep {
 // pairs do not cross words. Merges, tie-breaking (the pair with smaller ids first) and the order of
 // the vocabulary are those of Hugging Face's `BpeTrainer` with the byte alphabet.
 //
-// Memory grows with the distinct words, not with the text.
+// Memory grows with the distinct words, not with the text: about 100 bytes a word.
 class BpeTrainer {
  public:
   BpeTrainer();
@@ -25,7 +25,7 @@ class BpeTrainer {
 
   // <|endoftext|> is id 0. The vocabulary is smaller than `vocab_size` when the texts have no more
   // pairs to merge. Throws UsageError when vocab_size is below 257 (256 bytes and <|endoftext|>).
-  Tokenizer train(int64_t vocab_size) const;
+  Tokenizer train(int64_t vocab_size);
 
  private:
   struct Words;

@@ -61,11 +61,12 @@ void find_in_host(const std::string& host, const std::vector<json>& workers,
          fmt::format("mpirun -np {} ... or one worker a socket or host", usable)});
   }
   if (first["load"].get<double>() > there + 0.5 && first["load"].get<double>() > 2 * count) {
-    findings.push_back({false,
-                        fmt::format("{}: other programs keep {:.1f} of {} cores busy, so the rates "
-                                    "measured are too low",
-                                    host, first["load"].get<double>(), there),
-                        "top shows which"});
+    findings.push_back(
+        {false,
+         fmt::format("{}: other programs are running (load {:.1f} on {} cores), so the "
+                     "rates measured are too low",
+                     host, first["load"].get<double>(), there),
+         "top shows which"});
   }
   if (first["memory_free_bytes"].get<int64_t>() < 1024 * kMiB) {
     findings.push_back({false,

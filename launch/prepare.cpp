@@ -7,6 +7,7 @@
 
 #include "launch/command.h"
 #include "launch/progress_bar.h"
+#include "launch/signals.h"
 #include "launch/text.h"
 
 namespace lockstep::launch {
@@ -66,6 +67,24 @@ void print_report(const PrepareConfig& config, const PrepareReport& report, doub
   }
 }
 
+struct Stopped {};
+
+// The unfinished dataset is removed before a signal ends the program.
+PrepareReport prepare_unless_stopped(const PrepareConfig& config) {
+  ProgressBar bar;
+  try {
+    return prepare(config, [&](std::string_view phase, int64_t done, int64_t total) {
+      if (stop_signal() != 0) throw Stopped();
+      bar.show(phase, done, total);
+    });
+  } catch (const Stopped&) {
+    bar.clear();
+    fmt::print(stderr, "lockstep prepare: stopped; nothing is left of {}\n",
+               config.output.string());
+    end_by_signal(stop_signal());
+  }
+}
+
 }  // namespace
 
 ExitCode run_prepare(const Arguments& arguments, MpiSession* session) {
@@ -75,12 +94,9 @@ ExitCode run_prepare(const Arguments& arguments, MpiSession* session) {
   table.parse(arguments);
   table.require("input");
   table.require("output");
+  stop_on_signals();
   const auto start = std::chrono::steady_clock::now();
-  ProgressBar bar;
-  const PrepareReport report = prepare(
-      config,
-      [&](std::string_view phase, int64_t done, int64_t total) { bar.show(phase, done, total); });
-  bar.clear();
+  const PrepareReport report = prepare_unless_stopped(config);
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   print_report(config, report, elapsed.count());
   return ExitCode::done;

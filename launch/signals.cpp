@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include <atomic>
+#include <cstdlib>
 
 #include "trainer/trainer.h"
 
@@ -11,7 +12,8 @@ namespace lockstep::launch {
 namespace {
 
 std::atomic<int64_t> first_signal_ms{0};
-static_assert(std::atomic<int64_t>::is_always_lock_free);
+std::atomic<int> first_signal{0};
+static_assert(std::atomic<int64_t>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
 
 int64_t now_ms() {
   timespec now{};
@@ -26,6 +28,7 @@ constexpr int64_t kSameRequestMs = 250;
 void on_signal(int number) {
   int64_t first = 0;
   if (first_signal_ms.compare_exchange_strong(first, now_ms())) {
+    first_signal = number;
     request_stop();
   } else if (now_ms() - first > kSameRequestMs) {
     signal(number, SIG_DFL);
@@ -41,6 +44,14 @@ void stop_on_signals() {
   action.sa_flags = SA_RESTART;
   sigemptyset(&action.sa_mask);
   for (const int number : {SIGTERM, SIGINT, SIGUSR1}) sigaction(number, &action, nullptr);
+}
+
+int stop_signal() { return first_signal; }
+
+void end_by_signal(int number) {
+  signal(number, SIG_DFL);
+  raise(number);
+  std::_Exit(128 + number);
 }
 
 }  // namespace lockstep::launch

@@ -6,4 +6,10 @@ namespace lockstep::launch {
 // now on, start-up included. A second one ends the process at once, with the signal's usual status.
 void stop_on_signals();
 
+// The signal that asked for it; 0 when none has come.
+int stop_signal();
+
+// Ends the process with the signal's usual status.
+[[noreturn]] void end_by_signal(int number);
+
 }  // namespace lockstep::launch
