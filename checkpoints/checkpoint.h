@@ -9,12 +9,13 @@
 #include <string>
 #include <vector>
 
+#include "core/range.h"
 #include "core/tensor.h"
 #include "model/config.h"
 #include "model/parameter_table.h"
 
 // Checkpoints (docs/checkpoint_format.md). RUN/checkpoints/step-00000100/ holds index.h5 and
-// shard-RRRRR-of-NNNNN.h5, one slice of the flat buffers a worker. A checkpoint exists when its
+// shard-RRRRR-of-NNNNN.h5, some ranges of the flat buffers a worker. A checkpoint exists when its
 // folder has its final name.
 namespace lockstep {
 
@@ -33,10 +34,10 @@ struct CheckpointInfo {
 // The three flat buffers, each fp32 and in the order of the ParameterTable.
 enum class FlatKind { weights, exp_avg, exp_avg_sq };
 
-// This worker's slice [begin, end) of the flat buffers.
+// One range of the flat buffers.
 struct CheckpointSlice {
-  int64_t begin = 0, end = 0;
-  Tensor weights, exp_avg, exp_avg_sq;  // (end - begin) fp32 each
+  Range range;
+  Tensor weights, exp_avg, exp_avg_sq;  // (range.size()) fp32 each
 };
 
 // Writes checkpoints of one run in the background, from a copy. Each worker has one. `rank` of
@@ -53,11 +54,12 @@ class CheckpointWriter {
   // after it.
   void prepare(int64_t step);
 
-  // Copies the slice and returns; the rest happens in the background: this worker's shard is
-  // written and flushed; rank 0 then waits for all shards, writes the index, checks all, renames
-  // the folder and removes the oldest good ones beyond `keep` (0: keeps all). Waits first for a
-  // save still under way. The first thing that goes wrong is thrown by the next call, of any kind.
-  void save(const CheckpointInfo& info, const CheckpointSlice& slice);
+  // Copies this worker's slices, ascending, and returns; the rest happens in the background: this
+  // worker's shard is written and flushed; rank 0 then waits for all shards, writes the index,
+  // checks all, renames the folder and removes the oldest good ones beyond `keep` (0: keeps all).
+  // Waits first for a save still under way. The first thing that goes wrong is thrown by the next
+  // call, of any kind.
+  void save(const CheckpointInfo& info, const std::vector<CheckpointSlice>& slices);
 
   // Waits for the save under way; on rank 0 it has its final name then. Throws DataError (disk
   // full, no permission, ...) with what went wrong, once; nothing under the final name is touched

@@ -157,9 +157,6 @@ ModelConfig llama_config(const Fields& fields) {
   return config;
 }
 
-// A float as the double that is written alike: 1e-05 and not 9.999999747378752e-06.
-double as_written(float x) { return std::stod(fmt::format("{}", x)); }
-
 const char* name_of(Activation activation) {
   for (const auto& [theirs, ours] : kActivations) {
     if (ours == activation) return theirs;
@@ -168,6 +165,7 @@ const char* name_of(Activation activation) {
 }
 
 nlohmann::json gpt2_to_hugging_face(const ModelConfig& c) {
+  const nlohmann::json ours = to_json(c);
   return {{"architectures", {"GPT2LMHeadModel"}},
           {"model_type", "gpt2"},
           {"n_positions", c.context_length},
@@ -177,15 +175,16 @@ nlohmann::json gpt2_to_hugging_face(const ModelConfig& c) {
           {"n_head", c.num_heads},
           {"n_inner", c.ffn_size},
           {"activation_function", name_of(c.activation)},
-          {"resid_pdrop", as_written(c.dropout)},
-          {"embd_pdrop", as_written(c.dropout)},
-          {"attn_pdrop", as_written(c.dropout)},
-          {"layer_norm_epsilon", as_written(c.norm_epsilon)},
+          {"resid_pdrop", ours["dropout"]},
+          {"embd_pdrop", ours["dropout"]},
+          {"attn_pdrop", ours["dropout"]},
+          {"layer_norm_epsilon", ours["norm_epsilon"]},
           {"scale_attn_weights", true}};
 }
 
 // RoPE in both forms, so that any version of `transformers` finds it.
 nlohmann::json llama_to_hugging_face(const ModelConfig& c) {
+  const nlohmann::json ours = to_json(c);
   nlohmann::json rope = {{"rope_type", "default"}};
   if (c.rope_scaling) {
     rope = {{"rope_type", "llama3"},
@@ -206,10 +205,10 @@ nlohmann::json llama_to_hugging_face(const ModelConfig& c) {
           {"head_dim", c.head_dim},
           {"intermediate_size", c.ffn_size},
           {"hidden_act", name_of(c.activation)},
-          {"attention_dropout", as_written(c.dropout)},
+          {"attention_dropout", ours["dropout"]},
           {"attention_bias", false},
           {"mlp_bias", false},
-          {"rms_norm_eps", as_written(c.norm_epsilon)},
+          {"rms_norm_eps", ours["norm_epsilon"]},
           {"rope_theta", c.rope_theta},
           {"rope_scaling", scaling},
           {"rope_parameters", rope}};

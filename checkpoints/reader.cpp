@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <mutex>
+#include <utility>
 
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/model_file.h"
@@ -13,10 +14,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Where a run of a flat buffer stands: data()[index] of a file.
+// Where a run of a flat buffer stands: from element `place` on in data()[index] of a file.
 struct Run {
   int64_t begin, end;  // elements of the flat buffer
   size_t file, index;
+  int64_t place;
 };
 
 void convert(const Tensor& from, const Tensor& to) {
@@ -44,9 +46,18 @@ class Checkpoint::Implementation {
     for (const Shard& shard : folder_->shards()) {
       folder_->check_size(shard);
       for (size_t kind = 0; kind < runs_.size(); kind++) {
-        runs_[kind].push_back({shard.begin, shard.end, files_.size(), kind});
+        int64_t place = 0;
+        for (const Range& range : shard.ranges) {
+          runs_[kind].push_back({range.begin, range.end, files_.size(), kind, place});
+          place += range.size();
+        }
       }
       files_.emplace_back();
+    }
+    for (std::vector<Run>& runs : runs_) {
+      std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) {
+        return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+      });
     }
   }
 
@@ -55,7 +66,7 @@ class Checkpoint::Implementation {
       : path_(file.path()), info_(info_from(file)), table_(info_.model) {
     for (size_t i = 0; i < table_.parameters().size(); i++) {
       const Parameter& parameter = table_.parameters()[i];
-      runs_[0].push_back({parameter.offset, parameter.end(), 0, i});
+      runs_[0].push_back({parameter.offset, parameter.end(), 0, i, 0});
     }
     files_.push_back(std::make_unique<SealedFile>(std::move(file)));
   }
@@ -91,7 +102,8 @@ class Checkpoint::Implementation {
     for (int64_t at = begin; at < begin + count; ++run) {
       const int64_t end = std::min(begin + count, run->end);
       const auto bytes = static_cast<size_t>(end - at) * sizeof(float);
-      file(run->file).read(run->index, static_cast<uint64_t>(at - run->begin) * sizeof(float),
+      file(run->file).read(run->index,
+                           static_cast<uint64_t>(run->place + at - run->begin) * sizeof(float),
                            {reinterpret_cast<std::byte*>(out + (at - begin)), bytes});
       at = end;
     }

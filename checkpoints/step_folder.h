@@ -19,13 +19,19 @@ std::filesystem::path partial_folder(const std::filesystem::path& run_folder, in
 struct Shard {
   std::string name;
   FileIdentity identity;
-  int64_t begin = 0, end = 0;  // elements of the flat buffers
+  std::vector<Range> ranges;  // of the flat buffers, ascending; one behind the other in the file
+  int64_t size() const;       // elements
 };
 
-// Writes this worker's shard; `slice` is in host memory.
+// What one worker writes: its ranges, one behind the other, in host memory.
+struct ShardContent {
+  std::vector<Range> ranges;
+  Tensor weights, exp_avg, exp_avg_sq;  // (all elements) fp32 each
+};
+
 FileIdentity write_shard(const std::filesystem::path& path, int64_t step, int worker, int workers,
-                         const CheckpointSlice& slice);
-// Writes index.h5 over shards that together hold every element once, in order.
+                         const ShardContent& content);
+// Writes index.h5 over shards that together hold every element once.
 void write_index(const std::filesystem::path& path, const CheckpointInfo& info,
                  const std::vector<Shard>& shards);
 // What a shard that stands alone says about itself, its seal verified.

@@ -23,17 +23,17 @@ std::vector<MatrixBlock> blocks_of_run(int64_t begin, int64_t end, int64_t colum
 
 namespace {
 
-// Maps the run of `parameter` that a shard holds.
-void map_shard(hid_t creation, const Parameter& parameter, const Shard& shard,
-               const std::string& source) {
-  const int64_t begin = std::max(parameter.offset, shard.begin);
-  const int64_t end = std::min(parameter.end(), shard.end);
+// Maps the run of `parameter` that lies in `range` of a shard, which stands at `place` there.
+void map_range(hid_t creation, const Parameter& parameter, const Shard& shard, const Range& range,
+               int64_t place, const std::string& source) {
+  const int64_t begin = std::max(parameter.offset, range.begin);
+  const int64_t end = std::min(parameter.end(), range.end);
   if (begin >= end) return;
   const Shape& shape = parameter.shape;
   const int64_t columns = shape[shape.rank() - 1];
   const hdf5::Handle whole = hdf5::create_dataspace(shape);
-  const hdf5::Handle flat = hdf5::create_dataspace({shard.end - shard.begin});
-  auto at = static_cast<hsize_t>(begin - shard.begin);
+  const hdf5::Handle flat = hdf5::create_dataspace({shard.size()});
+  auto at = static_cast<hsize_t>(place + begin - range.begin);
   for (const MatrixBlock& block :
        blocks_of_run(begin - parameter.offset, end - parameter.offset, columns)) {
     const std::array<hsize_t, 2> start{static_cast<hsize_t>(block.row),
@@ -58,7 +58,13 @@ void add_virtual_tensor(hid_t group, const Parameter& parameter, const std::vect
   CHECK_HDF5(H5Pset_layout(creation, H5D_VIRTUAL));
   const float missing = std::numeric_limits<float>::quiet_NaN();
   CHECK_HDF5(H5Pset_fill_value(creation, H5T_NATIVE_FLOAT, &missing));
-  for (const Shard& shard : shards) map_shard(creation, parameter, shard, source);
+  for (const Shard& shard : shards) {
+    int64_t place = 0;
+    for (const Range& range : shard.ranges) {
+      map_range(creation, parameter, shard, range, place, source);
+      place += range.size();
+    }
+  }
   const hdf5::Handle space = hdf5::create_dataspace(parameter.shape);
   const hdf5::Handle dataset(CHECK_HDF5(H5Dcreate2(group, parameter.name.c_str(), H5T_IEEE_F32LE,
                                                    space, H5P_DEFAULT, creation, H5P_DEFAULT)),

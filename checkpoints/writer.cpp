@@ -100,19 +100,25 @@ class CheckpointWriter::Implementation {
     }
   }
 
-  void save(const CheckpointInfo& info, const CheckpointSlice& slice) {
+  void save(const CheckpointInfo& info, const std::vector<CheckpointSlice>& slices) {
     wait();
-    const int64_t count = slice.end - slice.begin;
+    int64_t count = 0;
+    for (const CheckpointSlice& slice : slices) count += slice.range.size();
     if (copy_.size_bytes() < 3 * count * size_bytes(DType::fp32)) {
       copy_ = Buffer(DType::fp32, {3, count});
     }
     const auto part = [&](int i) {
       return copy_.tensor(DType::fp32, {count}, i * count * size_bytes(DType::fp32));
     };
-    const CheckpointSlice copied{slice.begin, slice.end, part(0), part(1), part(2)};
-    copy_in_parallel(copied.weights, slice.weights);
-    copy_in_parallel(copied.exp_avg, slice.exp_avg);
-    copy_in_parallel(copied.exp_avg_sq, slice.exp_avg_sq);
+    ShardContent copied{{}, part(0), part(1), part(2)};
+    for (int64_t at = 0; const CheckpointSlice& slice : slices) {
+      const int64_t end = at + slice.range.size();
+      copy_in_parallel(copied.weights.slice(at, end), slice.weights);
+      copy_in_parallel(copied.exp_avg.slice(at, end), slice.exp_avg);
+      copy_in_parallel(copied.exp_avg_sq.slice(at, end), slice.exp_avg_sq);
+      copied.ranges.push_back(slice.range);
+      at = end;
+    }
     under_way_ = std::async(std::launch::async, [this, info, copied] { write(info, copied); });
   }
 
@@ -130,10 +136,10 @@ class CheckpointWriter::Implementation {
   }
 
  private:
-  void write(const CheckpointInfo& info, const CheckpointSlice& slice) {
+  void write(const CheckpointInfo& info, const ShardContent& content) {
     const fs::path folder = partial_folder(run_folder_, info.step);
     try {
-      write_own_shard(folder, info.step, slice);
+      write_own_shard(folder, info.step, content);
       if (rank_ != 0) return;
       commit(folder, info, collect_shards(folder, info.step));
       remove_oldest();
@@ -152,11 +158,11 @@ class CheckpointWriter::Implementation {
   }
 
   // Under a name of its own until it is complete, because worker 0 looks for the final one.
-  void write_own_shard(const fs::path& folder, int64_t step, const CheckpointSlice& slice) {
+  void write_own_shard(const fs::path& folder, int64_t step, const ShardContent& content) {
     const fs::path path = folder / shard_name(rank_, size_);
     const fs::path unfinished = path.string() + ".unfinished";
     try {
-      write_shard(unfinished, step, rank_, size_, slice);
+      write_shard(unfinished, step, rank_, size_, content);
       rename_path(unfinished, path);
       flush_to_disk(folder);
     } catch (const std::exception& error) {
@@ -261,7 +267,7 @@ class CheckpointWriter::Implementation {
   const fs::path run_folder_;
   const int rank_, size_, keep_;
   const std::chrono::milliseconds patience_;
-  Buffer copy_;                  // (3, slice), kept between saves
+  Buffer copy_;                  // (3, shard), kept between saves
   std::future<void> under_way_;  // declared last: it must end before what it uses does
 };
 
@@ -271,8 +277,9 @@ CheckpointWriter::CheckpointWriter(fs::path run_folder, int rank, int size, int 
           std::make_unique<Implementation>(std::move(run_folder), rank, size, keep, patience)) {}
 CheckpointWriter::~CheckpointWriter() = default;
 void CheckpointWriter::prepare(int64_t step) { implementation_->prepare(step); }
-void CheckpointWriter::save(const CheckpointInfo& info, const CheckpointSlice& slice) {
-  implementation_->save(info, slice);
+void CheckpointWriter::save(const CheckpointInfo& info,
+                            const std::vector<CheckpointSlice>& slices) {
+  implementation_->save(info, slices);
 }
 void CheckpointWriter::wait() { implementation_->wait(); }
 bool CheckpointWriter::poll() { return implementation_->poll(); }

@@ -15,6 +15,7 @@ void run_together(Communicator& communicator, const std::function<void()>& f) {
   } catch (const std::exception& error) {
     failure = static_cast<char>(ExitCode::device) + std::string(error.what());
   }
+  communicator.set_purpose("on whether all workers succeeded");
   double first = failure.empty() ? communicator.size() : communicator.rank();
   communicator.all_reduce(&first, 1, ReduceOp::min);
   const int root = static_cast<int>(first);

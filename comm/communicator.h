@@ -12,7 +12,7 @@ enum class ReduceOp { sum, max, min };
 // Collective operations among the workers. Every worker must call the same operations in the same
 // order with the same counts. Each is enqueued on `stream`; on the CPU it is complete on return.
 // Throws DeviceError, naming the operation, when a peer or the network fails, or when the workers
-// have not all called it within the deadline. Counts are elements.
+// have not all called it within the deadline: then naming those that had not. Counts are elements.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -36,6 +36,10 @@ class Communicator {
   virtual void barrier() = 0;
   // An independent communicator over the same workers, for use by another thread.
   virtual std::unique_ptr<Communicator> duplicate() = 0;
+  // What the operations from here on are for, as errors shall name it: "all-to-all {purpose}".
+  virtual void set_purpose(const std::string& purpose) = 0;
+  // How long operations from here on wait for the peers, also those of later duplicates.
+  virtual void set_deadline(double seconds) = 0;
   // From any thread: an operation of this communicator that waits for its peers, and any later one,
   // throws DeviceError. For leaving when the peers will not come.
   virtual void cancel() = 0;

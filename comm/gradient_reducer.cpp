@@ -1,28 +1,32 @@
 #include "comm/gradient_reducer.h"
 
-#include <algorithm>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <thread>
+
+#include "comm/ordered_reduction.h"
+#include "core/check.h"
 
 namespace lockstep {
 
 class GradientReducer::Implementation {
  public:
-  Implementation(Communicator& communicator, const Tensor& gradients,
-                 std::vector<std::pair<int64_t, int64_t>> group_ranges, int64_t bucket_bytes)
-      : gradients_(gradients.reshape({gradients.size()})), group_ranges_(std::move(group_ranges)) {
+  Implementation(Communicator& communicator, const Tensor& gradients, const Sharding& sharding,
+                 std::vector<Range> group_ranges, DType dtype)
+      : gradients_(gradients), sharding_(sharding), group_ranges_(std::move(group_ranges)) {
     CHECK(gradients.dtype() == DType::fp32, "gradients are added up in fp32");
-    CHECK(!group_ranges_.empty() && group_ranges_.front().first == 0 &&
-          group_ranges_.back().second == gradients_.size());
-    if (communicator.size() == 1) return;
-    for (int64_t end = gradients_.size(), count = bucket_bytes / size_bytes(DType::fp32); end > 0;
-         end -= count) {
-      buckets_.push_back(gradients_.slice(std::max<int64_t>(0, end - count), end));
+    CHECK(gradients.size() == sharding.padded_size());
+    CHECK(!group_ranges_.empty() && group_ranges_.front().begin == 0 &&
+          group_ranges_.back().end == sharding.parameters());
+    if (sharding.replicated()) {
+      CHECK(sharding.virtual_workers() == sharding.workers() && dtype == DType::fp32);
+    } else {
+      ordered_.emplace(sharding, gradients, dtype);
     }
     communicator_ = communicator.duplicate();
-    thread_ = std::thread([this] { work(); });
+    if (sharding.workers() > 1) thread_ = std::thread([this] { work(); });
   }
 
   ~Implementation() {
@@ -39,29 +43,60 @@ class GradientReducer::Implementation {
 
   void layer_ready(int group) {
     CHECK(group >= 0 && group < static_cast<int>(group_ranges_.size()));
-    CHECK(group_ranges_[static_cast<size_t>(group)].second == complete_from(), "group {}", group);
-    complete_from_ = group_ranges_[static_cast<size_t>(group)].first;
-    const float* begin = gradients_.as<float>() + complete_from_;
+    const Range range = group_ranges_[static_cast<size_t>(group)];
+    CHECK(range.end == complete_from(), "group {}", group);
+    complete_from_ = range.begin;
+    if (virtual_workers_done_ + 1 < sharding_.virtual_workers_each()) {
+      if (complete_from_ == 0) finish_virtual_worker();
+      return;
+    }
     std::lock_guard lock(mutex_);
-    while (ready_ < buckets_.size() && buckets_[ready_].as<float>() >= begin) ready_++;
+    while (ready_ < sharding_.num_buckets() && sharding_.bucket(ready_).begin >= complete_from_) {
+      ready_++;
+    }
     changed_.notify_all();
   }
 
-  GradientSlice finish() {
+  void finish() {
     CHECK(complete_from_ == 0, "backward has not completed every group");
+    if (sharding_.workers() == 1) {
+      Stream stream;
+      for (int b = 0; b < sharding_.num_buckets(); b++) reduce(b, stream);
+    } else {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return reduced_ == sharding_.num_buckets() || error_; });
+      if (error_) std::rethrow_exception(error_);
+    }
     complete_from_ = -1;
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return reduced_ == buckets_.size() || error_; });
-    if (error_) std::rethrow_exception(error_);
-    ready_ = reduced_ = 0;
-    return {0, gradients_.size(), gradients_};
+    ready_ = reduced_ = virtual_workers_done_ = 0;
+    if (ordered_) ordered_->start_over();
   }
 
-  int64_t num_buckets() const { return static_cast<int64_t>(buckets_.size()); }
+  int64_t memory_bytes() const { return ordered_ ? ordered_->memory_bytes() : 0; }
 
  private:
-  // First parameter whose gradient this step has completed.
-  int64_t complete_from() const { return complete_from_ < 0 ? gradients_.size() : complete_from_; }
+  // First parameter whose gradient this virtual worker has completed.
+  int64_t complete_from() const {
+    return complete_from_ < 0 ? sharding_.parameters() : complete_from_;
+  }
+
+  void finish_virtual_worker() {
+    Stream stream;
+    ordered_->keep(stream);
+    virtual_workers_done_++;
+    complete_from_ = -1;
+  }
+
+  void reduce(int b, Stream& stream) {
+    communicator_->set_purpose(
+        fmt::format("of gradients, bucket {} of {}", b + 1, sharding_.num_buckets()));
+    if (ordered_) {
+      ordered_->reduce(b, *communicator_, stream);
+    } else {
+      const Range bucket = sharding_.bucket(b);
+      communicator_->all_reduce(gradients_.slice(bucket.begin, bucket.end), ReduceOp::sum, stream);
+    }
+  }
 
   void work() {
     Stream stream;
@@ -69,11 +104,11 @@ class GradientReducer::Implementation {
     while (true) {
       changed_.wait(lock, [&] { return stopping_ || reduced_ < ready_; });
       if (stopping_) return;
-      const Tensor& bucket = buckets_[reduced_];
+      const int bucket = reduced_;
       lock.unlock();
       std::exception_ptr error;
       try {
-        communicator_->all_reduce(bucket, ReduceOp::sum, stream);
+        reduce(bucket, stream);
       } catch (...) {
         error = std::current_exception();
       }
@@ -88,32 +123,34 @@ class GradientReducer::Implementation {
     }
   }
 
-  Tensor gradients_;
-  std::vector<std::pair<int64_t, int64_t>> group_ranges_;
-  std::vector<Tensor> buckets_;  // in the order that backward completes them
-  int64_t complete_from_ = -1;   // -1: nothing yet
+  const Tensor gradients_;
+  const Sharding sharding_;
+  const std::vector<Range> group_ranges_;
+  std::optional<OrderedReduction> ordered_;  // none: the library's all-reduce
+  int64_t complete_from_ = -1;               // -1: nothing yet
+  int virtual_workers_done_ = 0;
 
   std::unique_ptr<Communicator> communicator_;
   std::thread thread_;
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
-  size_t ready_ = 0, reduced_ = 0;  // buckets
+  int ready_ = 0, reduced_ = 0;  // buckets
   std::exception_ptr error_;
   bool stopping_ = false;
 };
 
 GradientReducer::GradientReducer(Communicator& communicator, const Tensor& gradients,
-                                 std::vector<std::pair<int64_t, int64_t>> group_ranges,
-                                 int64_t bucket_bytes)
-    : implementation_(std::make_unique<Implementation>(communicator, gradients,
-                                                       std::move(group_ranges), bucket_bytes)) {}
+                                 const Sharding& sharding, std::vector<Range> group_ranges,
+                                 DType dtype)
+    : implementation_(std::make_unique<Implementation>(communicator, gradients, sharding,
+                                                       std::move(group_ranges), dtype)) {}
 
 GradientReducer::~GradientReducer() = default;
 
 void GradientReducer::layer_ready(int group) { implementation_->layer_ready(group); }
 
-GradientSlice GradientReducer::finish() { return implementation_->finish(); }
+void GradientReducer::finish() { implementation_->finish(); }
 
-int64_t GradientReducer::num_buckets() const { return implementation_->num_buckets(); }
+int64_t GradientReducer::memory_bytes() const { return implementation_->memory_bytes(); }
 
 }  // namespace lockstep

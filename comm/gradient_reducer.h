@@ -1,45 +1,41 @@
 #pragma once
 #include <cstdint>
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/sharding.h"
+#include "core/range.h"
 
 namespace lockstep {
 
-// The summed gradients of parameters [begin, end) of the flat buffer: those that this worker
-// updates.
-struct GradientSlice {
-  int64_t begin = 0, end = 0;
-  Tensor gradients;  // (end - begin) fp32
-};
-
-// Sums the workers' gradients while backward still runs. The flat buffer is cut into buckets from
-// its end, which backward completes first; a thread with a communicator of its own reduces each as
-// soon as it is complete, always in that order, so that all workers agree on it (Li et al.,
-// "PyTorch distributed", 2020). With one worker it does nothing.
+// Sums gradients over virtual workers and workers while backward still runs. Buckets (Sharding) are
+// reduced by a thread with a communicator of its own, each as soon as backward has completed it and
+// always in the same order, so that all workers agree on it (Li et al., "PyTorch distributed",
+// 2020). With one worker there is no thread.
+//
+// Ordered (OrderedReduction): the same bits for any number of workers. Where the sharding is
+// replicated: the library's all-reduce, in its own order; every worker is one virtual worker.
 class GradientReducer {
  public:
-  static constexpr int64_t kBucketBytes = 25 << 20;
-
-  // gradients (P) fp32 must outlive this. group_ranges: [begin, end) of each parameter group,
-  // ascending and without gaps; backward completes the last group first. Collective.
-  GradientReducer(Communicator& communicator, const Tensor& gradients,
-                  std::vector<std::pair<int64_t, int64_t>> group_ranges,
-                  int64_t bucket_bytes = kBucketBytes);
+  // gradients (padded_size) fp32 must outlive this, zeros behind the parameters. group_ranges: of
+  // each parameter group, ascending and without gaps; backward completes the last group first.
+  // dtype: what travels in the ordered reduction, fp32 or bf16. Collective.
+  GradientReducer(Communicator& communicator, const Tensor& gradients, const Sharding& sharding,
+                  std::vector<Range> group_ranges, DType dtype = DType::fp32);
   ~GradientReducer();  // does not wait for peers
 
-  // This worker's gradients of `group` are complete and stay untouched until finish() returns.
-  // Starts the reduction of the buckets that this completes, and returns. Groups come last to
-  // first.
+  // The gradients of `group` are complete, for this worker's next virtual worker; groups come last
+  // to first. When group 0 of a virtual worker that is not the last is, the buffer may be
+  // overwritten on return. For the last, starts the reduction of the buckets that this completes:
+  // the group must stay untouched until finish() returns.
   void layer_ready(int group);
 
-  // Waits until every bucket is summed. Throws what a reduction threw. Every worker owns the whole
-  // buffer here: the library's all-reduce leaves all sums everywhere.
-  GradientSlice finish();
+  // Waits until every bucket is summed: the buffer holds the sums in the ranges that this worker
+  // updates (Sharding::updated). Throws what a reduction threw.
+  void finish();
 
-  int64_t num_buckets() const;
+  int64_t memory_bytes() const;  // beside the gradients
 
  private:
   class Implementation;

@@ -34,6 +34,19 @@ void check_host(const Tensor& data) {
   CHECK(data.device() == Device::cpu, "MPI moves host memory");
 }
 
+constexpr int kGaveUpTag = 1;
+constexpr std::chrono::milliseconds kGaveUpGrace{1000};
+
+std::string workers_text(const std::vector<int>& ranks) {
+  constexpr size_t kShown = 16;
+  if (ranks.empty()) return "some worker";
+  const std::vector<int> shown(ranks.begin(),
+                               ranks.begin() + static_cast<int>(std::min(kShown, ranks.size())));
+  return fmt::format(
+      "worker{} {}{}", ranks.size() == 1 ? "" : "s", fmt::join(shown, ", "),
+      ranks.size() > kShown ? fmt::format(" and {} more", ranks.size() - kShown) : "");
+}
+
 // `size_bytes` bytes as one element of MPI's, whatever their number: MPI counts in int.
 class Block {
  public:
@@ -79,32 +92,85 @@ MpiCommunicator::~MpiCommunicator() {
 }
 
 void MpiCommunicator::wait_for_peers(const char* operation) {
-  using namespace std::chrono;
-  if (cancelled_)
-    throw DeviceError("{} was cancelled: another part of this worker failed", operation);
+  if (cancelled_) throw_cancelled(operation);
   if (size_ == 1) return;
   MPI_Request request;
   CHECK_MPI(MPI_Ibarrier(communicator_, &request), operation);
+  wait(request, operation, Pace::asleep);
+}
+
+void MpiCommunicator::throw_cancelled(const char* operation) const {
+  throw DeviceError("{} {} was cancelled: another part of this worker failed", operation, purpose_);
+}
+
+void MpiCommunicator::wait(MPI_Request request, const char* operation, Pace pace) {
+  using namespace std::chrono;
   const auto start = steady_clock::now();
-  for (int64_t attempt = 0;; attempt++) {
+  while (true) {
     int done = 0;
     CHECK_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), operation);
     if (done != 0) return;
-    if (cancelled_) {
-      throw DeviceError("{} was cancelled: another part of this worker failed", operation);
-    }
+    if (cancelled_) throw_cancelled(operation);
     const auto waited = steady_clock::now() - start;
-    if (waited > duration<double>(options_.deadline_s)) {
+    if (waited > duration<double>(options_.deadline_s) ||
+        (waited > milliseconds(100) && a_peer_gave_up())) {
       cancelled_ = true;
       throw DeviceError(
-          "worker {} waited {:.0f} s in {} and not all of the {} workers came: look for one that "
-          "died, hangs or cannot be reached",
-          rank_, options_.deadline_s, operation, size_);
+          "{} {}: {} had not come to it after {:.0f} s; look for a worker that hangs, was stopped "
+          "or cannot be reached (--collective-timeout sets how long to wait)",
+          operation, purpose_, workers_text(absent_peers()), options_.deadline_s);
     }
     // A peer is mostly microseconds away; after that, waking up late costs less than spinning.
     if (waited < microseconds(20)) continue;
-    std::this_thread::sleep_for(microseconds(waited < milliseconds(2) ? 20 : 200));
+    if (pace == Pace::awake) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(microseconds(waited < milliseconds(2) ? 20 : 200));
+    }
   }
+}
+
+bool MpiCommunicator::a_peer_gave_up() {
+  int there = 0;
+  CHECK_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kGaveUpTag, communicator_, &there, MPI_STATUS_IGNORE),
+            "looking for messages");
+  return there != 0;
+}
+
+// Whoever gives up tells all, and who waits in the same operation gives up with it: so those that
+// wait hear of each other, and the others are the ones that are missing.
+std::vector<int> MpiCommunicator::absent_peers() {
+  using namespace std::chrono;
+  std::vector<MPI_Request> requests;
+  for (int peer = 0; peer < size_; peer++) {
+    if (peer == rank_) continue;
+    CHECK_MPI(
+        MPI_Isend(nullptr, 0, MPI_BYTE, peer, kGaveUpTag, communicator_, &requests.emplace_back()),
+        "telling the peers");
+  }
+  std::vector<bool> came(static_cast<size_t>(size_));
+  came[static_cast<size_t>(rank_)] = true;
+  for (const auto start = steady_clock::now(); steady_clock::now() - start < kGaveUpGrace;) {
+    int there = 0;
+    MPI_Status status;
+    CHECK_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kGaveUpTag, communicator_, &there, &status),
+              "hearing of the peers");
+    if (there == 0) {
+      std::this_thread::sleep_for(milliseconds(1));
+      continue;
+    }
+    CHECK_MPI(MPI_Recv(nullptr, 0, MPI_BYTE, status.MPI_SOURCE, kGaveUpTag, communicator_,
+                       MPI_STATUS_IGNORE),
+              "hearing of the peers");
+    came[static_cast<size_t>(status.MPI_SOURCE)] = true;
+  }
+  // A message to a worker that is gone never arrives.
+  for (MPI_Request& request : requests) MPI_Request_free(&request);
+  std::vector<int> absent;
+  for (int peer = 0; peer < size_; peer++) {
+    if (!came[static_cast<size_t>(peer)]) absent.push_back(peer);
+  }
+  return absent;
 }
 
 void MpiCommunicator::all_reduce(const Tensor& data, ReduceOp op, Stream&) {
@@ -123,9 +189,11 @@ void MpiCommunicator::all_reduce(void* data, int64_t count, MPI_Datatype type, R
   CHECK_MPI(MPI_Type_size(type, &element_bytes), "all-reduce");
   for (int64_t begin = 0; begin < count; begin += options_.largest_count) {
     const int64_t part = std::min(options_.largest_count, count - begin);
-    CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, static_cast<char*>(data) + begin * element_bytes,
-                            static_cast<int>(part), type, mpi_op(op), communicator_),
+    MPI_Request request;
+    CHECK_MPI(MPI_Iallreduce(MPI_IN_PLACE, static_cast<char*>(data) + begin * element_bytes,
+                             static_cast<int>(part), type, mpi_op(op), communicator_, &request),
               "all-reduce");
+    wait(request, "all-reduce", Pace::awake);
   }
 }
 
@@ -135,9 +203,11 @@ void MpiCommunicator::all_gather(const Tensor& data, Stream&) {
   wait_for_peers("all-gather");
   if (size_ == 1) return;
   const Block block(data.size_bytes() / size_, options_.largest_count);
-  CHECK_MPI(
-      MPI_Allgather(MPI_IN_PLACE, 1, block.type(), data.data(), 1, block.type(), communicator_),
-      "all-gather");
+  MPI_Request request;
+  CHECK_MPI(MPI_Iallgather(MPI_IN_PLACE, 1, block.type(), data.data(), 1, block.type(),
+                           communicator_, &request),
+            "all-gather");
+  wait(request, "all-gather", Pace::awake);
 }
 
 void MpiCommunicator::reduce_scatter(const Tensor& out, const Tensor& data, Stream&) {
@@ -147,20 +217,23 @@ void MpiCommunicator::reduce_scatter(const Tensor& out, const Tensor& data, Stre
   wait_for_peers("reduce-scatter");
   const MPI_Datatype type = reducible_type(data);
   const int64_t n = out.size(), element_bytes = size_bytes(data.dtype());
+  MPI_Request request;
   if (data.size() <= options_.largest_count) {
-    CHECK_MPI(MPI_Reduce_scatter_block(data.data(), out.data(), static_cast<int>(n), type, MPI_SUM,
-                                       communicator_),
+    CHECK_MPI(MPI_Ireduce_scatter_block(data.data(), out.data(), static_cast<int>(n), type, MPI_SUM,
+                                        communicator_, &request),
               "reduce-scatter");
+    wait(request, "reduce-scatter", Pace::awake);
     return;
   }
   for (int root = 0; root < size_; root++) {
     for (int64_t begin = 0; begin < n; begin += options_.largest_count) {
       const int64_t part = std::min(options_.largest_count, n - begin);
       CHECK_MPI(
-          MPI_Reduce(static_cast<const char*>(data.data()) + (root * n + begin) * element_bytes,
-                     static_cast<char*>(out.data()) + begin * element_bytes, static_cast<int>(part),
-                     type, MPI_SUM, root, communicator_),
+          MPI_Ireduce(static_cast<const char*>(data.data()) + (root * n + begin) * element_bytes,
+                      static_cast<char*>(out.data()) + begin * element_bytes,
+                      static_cast<int>(part), type, MPI_SUM, root, communicator_, &request),
           "reduce-scatter");
+      wait(request, "reduce-scatter", Pace::awake);
     }
   }
 }
@@ -171,8 +244,11 @@ void MpiCommunicator::all_to_all(const Tensor& out, const Tensor& data, Stream&)
         "{} elements among {} workers", data.size(), size_);
   wait_for_peers("all-to-all");
   const Block block(data.size_bytes() / size_, options_.largest_count);
-  CHECK_MPI(MPI_Alltoall(data.data(), 1, block.type(), out.data(), 1, block.type(), communicator_),
+  MPI_Request request;
+  CHECK_MPI(MPI_Ialltoall(data.data(), 1, block.type(), out.data(), 1, block.type(), communicator_,
+                          &request),
             "all-to-all");
+  wait(request, "all-to-all", Pace::awake);
 }
 
 void MpiCommunicator::broadcast(const Tensor& data, int root, Stream&) {
@@ -192,9 +268,11 @@ void MpiCommunicator::broadcast(std::string& text, int root) {
 void MpiCommunicator::broadcast_bytes(void* data, int64_t count, int root) {
   for (int64_t begin = 0; begin < count; begin += options_.largest_count) {
     const int64_t part = std::min(options_.largest_count, count - begin);
-    CHECK_MPI(MPI_Bcast(static_cast<char*>(data) + begin, static_cast<int>(part), MPI_BYTE, root,
-                        communicator_),
+    MPI_Request request;
+    CHECK_MPI(MPI_Ibcast(static_cast<char*>(data) + begin, static_cast<int>(part), MPI_BYTE, root,
+                         communicator_, &request),
               "broadcast");
+    wait(request, "broadcast", Pace::awake);
   }
 }
 
@@ -203,13 +281,17 @@ std::vector<std::string> MpiCommunicator::gather(const std::string& text) {
   CHECK(text.size() < (size_t{1} << 30), "a text of {} bytes is too long to gather", text.size());
   const int length = static_cast<int>(text.size());
   std::vector<int> lengths(static_cast<size_t>(size_)), begins(lengths.size());
-  CHECK_MPI(MPI_Gather(&length, 1, MPI_INT, lengths.data(), 1, MPI_INT, 0, communicator_),
-            "gather");
+  MPI_Request request;
+  CHECK_MPI(
+      MPI_Igather(&length, 1, MPI_INT, lengths.data(), 1, MPI_INT, 0, communicator_, &request),
+      "gather");
+  wait(request, "gather", Pace::awake);
   std::exclusive_scan(lengths.begin(), lengths.end(), begins.begin(), 0);
   std::string all(rank_ == 0 ? static_cast<size_t>(begins.back() + lengths.back()) : 0, '\0');
-  CHECK_MPI(MPI_Gatherv(text.data(), length, MPI_BYTE, all.data(), lengths.data(), begins.data(),
-                        MPI_BYTE, 0, communicator_),
+  CHECK_MPI(MPI_Igatherv(text.data(), length, MPI_BYTE, all.data(), lengths.data(), begins.data(),
+                         MPI_BYTE, 0, communicator_, &request),
             "gather");
+  wait(request, "gather", Pace::awake);
   std::vector<std::string> texts;
   for (size_t r = 0; rank_ == 0 && r < lengths.size(); r++) {
     texts.push_back(all.substr(static_cast<size_t>(begins[r]), static_cast<size_t>(lengths[r])));

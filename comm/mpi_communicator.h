@@ -9,11 +9,11 @@ namespace lockstep {
 
 // Communicator over MPI, for host memory. Each operation first waits until all workers have come to
 // it, asleep rather than spinning, so that a worker that waits leaves its core to those that
-// compute, and so that a deadline can end the wait.
+// compute. No call blocks within MPI, so that a deadline can end every wait.
 class MpiCommunicator : public Communicator {
  public:
   struct Options {
-    double deadline_s = 1800;         // the longest wait for the peers
+    double deadline_s = 600;          // the longest wait for the peers
     int64_t largest_count = 1 << 28;  // elements of one MPI call; MPI's own limit is 2^31 - 1
   };
   // Duplicates `parent`; collective over it.
@@ -33,16 +33,27 @@ class MpiCommunicator : public Communicator {
   std::vector<std::string> gather(const std::string& text) override;
   void barrier() override;
   std::unique_ptr<Communicator> duplicate() override;
+  void set_purpose(const std::string& purpose) override { purpose_ = purpose; }
+  void set_deadline(double seconds) override { options_.deadline_s = seconds; }
   void cancel() override { cancelled_ = true; }
 
  private:
+  // While a peer may be far behind, a waiting thread sleeps; while data moves, it drives MPI, and
+  // yields its core to who computes.
+  enum class Pace { asleep, awake };
   void wait_for_peers(const char* operation);
+  void wait(MPI_Request request, const char* operation, Pace pace);
+  [[noreturn]] void throw_cancelled(const char* operation) const;
+  bool a_peer_gave_up();
+  // The ranks that do not say within a moment that they wait here, too.
+  std::vector<int> absent_peers();
   void all_reduce(void* data, int64_t count, MPI_Datatype type, ReduceOp op);
   void broadcast_bytes(void* data, int64_t count, int root);
 
   Options options_;
   MPI_Comm communicator_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
+  std::string purpose_;
   std::atomic<bool> cancelled_{false};
 };
 

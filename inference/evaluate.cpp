@@ -78,6 +78,7 @@ Evaluation evaluate(Transformer& model, const TokenStream& split, Communicator& 
     const int64_t first = group * batch.size();
     batch.evaluate(model, split, first, std::min(batch.size(), windows - first), &sums[first]);
   }
+  communicator.set_purpose("of an evaluation");
   communicator.all_reduce(sums.data(), windows, ReduceOp::sum);
 
   double nats = 0;

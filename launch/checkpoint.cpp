@@ -166,6 +166,7 @@ const char* const kOverview =
     "Usage: lockstep checkpoint list RUN\n"
     "       lockstep checkpoint inspect PATH\n"
     "       lockstep checkpoint verify PATH\n"
+    "       lockstep checkpoint verify --replay A B [--data DATASET] [--threads N]\n"
     "       lockstep checkpoint diff A B [--all]\n"
     "       lockstep checkpoint export PATH --format h5|hf --output OUT\n"
     "       lockstep checkpoint import HF_FOLDER --output OUT\n"
@@ -173,6 +174,9 @@ const char* const kOverview =
     "  list     the checkpoints of a run: step, losses, size, age\n"
     "  inspect  what a checkpoint holds: model, state, options, tensors\n"
     "  verify   read every byte and check sizes and checksums; exit code 3 when damaged\n"
+    "           --replay: train again from checkpoint A to the step of B and compare every bit, "
+    "under\n"
+    "           mpirun on any workers that the run could have; exit code 1 when they differ\n"
     "  diff     compare two bit for bit; exit code 1 when they differ\n"
     "  export   one self-contained model.h5, or a Hugging Face folder\n"
     "  import   a Hugging Face folder (GPT-2 or Llama architecture) as model.h5\n"
@@ -219,6 +223,11 @@ ExitCode run_action(const std::string& action, const Arguments& arguments) {
 
 }  // namespace
 
+bool checkpoint_is_collective(const Arguments& arguments) {
+  return !arguments.empty() && arguments.front() == "verify" &&
+         std::find(arguments.begin(), arguments.end(), "--replay") != arguments.end();
+}
+
 ExitCode run_checkpoint(const Arguments& arguments, MpiSession* session) {
   if (wants_help(arguments)) {
     if (first_worker(session)) fmt::print("{}", kOverview);
@@ -236,7 +245,9 @@ ExitCode run_checkpoint(const Arguments& arguments, MpiSession* session) {
                      near ? fmt::format("did you mean {}?", *near)
                           : fmt::format("there are {}", fmt::join(actions, ", ")));
   }
-  return run_action(action, Arguments(arguments.begin() + 1, arguments.end()));
+  const Arguments rest(arguments.begin() + 1, arguments.end());
+  if (checkpoint_is_collective(arguments)) return run_replay(rest, *session);
+  return run_action(action, rest);
 }
 
 }  // namespace lockstep::launch

@@ -14,7 +14,8 @@ using Arguments = std::vector<std::string>;
 // one worker or none.
 struct Command {
   std::string name, summary;
-  bool collective;  // works on several workers; `session` is never null then
+  // Whether it works on several workers; `session` is never null then.
+  bool (*collective)(const Arguments& arguments);
   ExitCode (*run)(const Arguments& arguments, MpiSession* session);
 };
 
@@ -23,6 +24,9 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session);
 ExitCode run_generate(const Arguments& arguments, MpiSession* session);
 ExitCode run_evaluate(const Arguments& arguments, MpiSession* session);
 ExitCode run_checkpoint(const Arguments& arguments, MpiSession* session);
+bool checkpoint_is_collective(const Arguments& arguments);  // `verify --replay` is
+// `checkpoint verify --replay A B`, with the arguments behind `verify`.
+ExitCode run_replay(const Arguments& arguments, MpiSession& session);
 ExitCode run_doctor(const Arguments& arguments, MpiSession* session);
 
 inline bool first_worker(const MpiSession* session) {

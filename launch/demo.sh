@@ -13,7 +13,12 @@ cd "$(dirname "$0")/.."
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
 show() {
-  printf '$ %s\n' "$*" >&2
+  printf '$' >&2
+  for word; do
+    [[ $word == *' '* ]] && word="\"$word\""
+    printf ' %s' "$word" >&2
+  done
+  printf '\n' >&2
   "$@"
 }
 
@@ -41,14 +46,14 @@ show mpirun -np 2 build/lockstep train --data "$demo/data" --run "$demo/run" \
   --learning-rate 2e-3 --warmup-steps 30 --checkpoint-every 200 --keep 2 --log-every 50
 
 say "4. Evaluate, beside gzip -9 on the same text"
-show build/lockstep evaluate --checkpoint "$demo/run" --data "$demo/data"
-evaluation=$(build/lockstep evaluate --checkpoint "$demo/run" --data "$demo/data" --json 2>/dev/null)
+evaluation=$(show build/lockstep evaluate --checkpoint "$demo/run" --data "$demo/data" --json)
+echo "$evaluation"
 bytes=$(sed -E 's/.*"bytes": *([0-9]+).*/\1/' <<<"$evaluation")
 model=$(sed -E 's/.*"bits_per_byte": *([0-9.]+).*/\1/' <<<"$evaluation")
 packed=$(tail -c "$bytes" "$demo/text.txt" | gzip -9 | wc -c)
 awk -v model="$model" -v packed="$packed" -v bytes="$bytes" 'BEGIN {
   gzip = 8 * packed / bytes
-  printf "\nthe model predicts the text in %.3f bits a byte; gzip -9 packs it into %.3f: %s\n",
+  printf "the model predicts the text in %.3f bits a byte; gzip -9 packs it into %.3f: %s\n",
          model, gzip, model < gzip ? "the model is better" : "gzip is better"
 }'
 
@@ -57,6 +62,8 @@ show build/lockstep generate --checkpoint "$demo/run" --prompt "Dictionary, n. "
   --temperature 0.8 --top-k 50 --seed 1
 
 say "What to try next"
+[ "$(id -u)" -ne 0 ] ||
+  echo "  as root, first           export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1" >&2
 cat >&2 <<NEXT
   train it longer          mpirun -np 2 build/lockstep train --run $demo/run --steps 2000
   on your own text         build/lockstep prepare --input my-texts/ --output my-data

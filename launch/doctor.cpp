@@ -174,7 +174,8 @@ void print_meaning(const json& report) {
   for (const char* name : {"gpt2-124m", "llama-1b"}) {
     const double rate = expected_tokens_per_second(name, flops);
     line(fmt::format("  {}", name).c_str(),
-         fmt::format("about {:.0f} tokens/s, {:.1f} million a day", rate, rate * 86400 / 1e6));
+         fmt::format("about {:.{}f} tokens/s, {:.1f} million a day", rate, rate < 10 ? 1 : 0,
+                     rate * 86400 / 1e6));
   }
 }
 

@@ -67,6 +67,12 @@ OptionValue flag(bool& field) {
           .get = [&field] { return std::string(field ? "true" : "false"); }};
 }
 
+OptionValue negatable_flag(bool& field) {
+  OptionValue value = flag(field);
+  value.negatable = true;
+  return value;
+}
+
 OptionValue text(std::string& field, std::string placeholder) {
   return {.placeholder = std::move(placeholder),
           .set = [&field](const std::string& s) { field = s; },

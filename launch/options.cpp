@@ -100,7 +100,10 @@ void OptionTable::require(const std::string& name) const {
 
 std::vector<std::string> OptionTable::names() const {
   std::vector<std::string> names{"help"};
-  for (const Option& option : options_) names.push_back(option.name);
+  for (const Option& option : options_) {
+    names.push_back(option.name);
+    if (option.value.negatable) names.push_back("no-" + option.name);
+  }
   return names;
 }
 
@@ -135,6 +138,7 @@ void OptionTable::parse(const std::vector<std::string>& arguments) {
                                             : po::value<std::vector<std::string>>();
     if (option.value.placeholder.empty()) {
       description.add_options()(option.name.c_str(), "");
+      if (option.value.negatable) description.add_options()(("no-" + option.name).c_str(), "");
     } else {
       description.add_options()(option.name.c_str(), value, "");
     }
@@ -150,9 +154,10 @@ void OptionTable::parse(const std::vector<std::string>& arguments) {
                  .run()
                  .options;
   } catch (const po::invalid_command_line_syntax& error) {
-    const Option* option = find(error.get_option_name().substr(2));
+    const std::string name = error.get_option_name().substr(2);
+    const Option* option = find(name.substr(name.starts_with("no-") ? 3 : 0));
     if (option != nullptr && option->value.placeholder.empty()) {
-      throw UsageError("--{} takes no value", option->name);
+      throw UsageError("--{} takes no value", name);
     }
     throw UsageError("{} needs a value{}", error.get_option_name(),
                      option == nullptr ? "" : ": " + option->value.placeholder);
@@ -172,9 +177,12 @@ void OptionTable::parse(const std::vector<std::string>& arguments) {
       *positionals_[place++].second = typed;
       continue;
     }
-    Option* option = find(token.string_key);
+    const bool negated = token.string_key.starts_with("no-");
+    Option* option = find(token.string_key.substr(negated ? 3 : 0));
     CHECK(option != nullptr, "option {}", token.string_key);
-    if (option->value.placeholder.empty()) assign(*option, "true", "--" + option->name);
+    if (option->value.placeholder.empty()) {
+      assign(*option, negated ? "false" : "true", "--" + token.string_key);
+    }
     for (const auto& text : token.value) {
       // The value was forgotten. (A text like this can be given as --name=--text.)
       if (text.starts_with("--") && text != typed && find(text.substr(2)) != nullptr &&
@@ -231,7 +239,7 @@ std::string OptionTable::help() const {
     const char* text = option.description.c_str();
     auto& caption = captions[option.group];
     if (option.value.placeholder.empty()) {
-      caption.add_options()(option.name.c_str(), text);
+      caption.add_options()(((option.value.negatable ? "[no-]" : "") + option.name).c_str(), text);
     } else {
       caption.add_options()(option.name.c_str(),
                             po::value<std::string>()->value_name(option.value.placeholder), text);

@@ -23,6 +23,7 @@ struct OptionValue {
   std::function<std::string()> get;  // text that `set` accepts; empty: no value
   bool repeatable = false;           // may be given several times
   bool several = false;              // takes several values at once: --input A B C
+  bool negatable = false;            // a flag that --no-NAME turns off
 };
 
 // Numbers from low to high; an open end is not part of it.
@@ -44,6 +45,7 @@ std::string real_text(double value);  // the shortest text that reads back as th
 
 // Bindings to a field, T or std::optional<T>. The field must outlive the table.
 OptionValue flag(bool& field);
+OptionValue negatable_flag(bool& field);  // --NAME and --no-NAME
 OptionValue text(std::string& field, std::string placeholder);
 OptionValue path(std::filesystem::path& field, std::string placeholder);
 OptionValue texts(std::vector<std::string>& field, std::string placeholder);

@@ -21,7 +21,7 @@ OptionTable options(PrepareConfig& config) {
   table.add("input", paths(config.inputs, "PATH..."),
             "text files, folders of them, JSON lines (.jsonl); each also gzip-compressed");
   table.add("output", path(config.output, "DATASET"),
-            "the dataset folder to make; must not exist or be empty");
+            "the dataset folder to make; one that exists must be empty");
   table.add("field", text(config.field, "NAME"),
             "the field of a JSON line that holds the text (default text)");
   table.add("validation-fraction", real(config.validation_fraction, {0, 1, false, true}),
@@ -40,26 +40,29 @@ OptionTable options(PrepareConfig& config) {
 }
 
 void print_report(const PrepareConfig& config, const PrepareReport& report, double seconds) {
-  const auto row = [](const char* name, const PrepareReport::Split& split) {
-    if (split.documents == 0) return;
-    fmt::print("  {:<12}{:>14} documents {:>16} bytes {:>16} tokens   {:.2f} bytes a token\n", name,
-               grouped(split.documents), grouped(split.bytes), grouped(split.tokens),
-               split.bytes_per_token());
-  };
   fmt::print("{}, from {} of text in {:.1f} s\n", config.output.string(), size_text(report.bytes),
              seconds);
-  row("train", report.train);
-  row("validation", report.validation);
-  fmt::print("  {:<12}{:>14} empty, {} duplicate documents\n", "dropped", grouped(report.empty),
-             grouped(report.duplicate));
+  fmt::print("  {:<12}{:>12}{:>18}{:>18}{:>16}\n", "", "documents", "bytes", "tokens",
+             "bytes a token");
+  const auto split = [](const char* name, const PrepareReport::Split& s) {
+    if (s.documents == 0) return;
+    fmt::print("  {:<12}{:>12}{:>18}{:>18}{:>16.2f}\n", name, grouped(s.documents),
+               grouped(s.bytes), grouped(s.tokens), s.bytes_per_token());
+  };
+  split("train", report.train);
+  split("validation", report.validation);
+  const auto row = [](const char* name, const std::string& text) {
+    fmt::print("  {:<12}{}\n", name, text);
+  };
+  row("dropped", fmt::format("{} empty, {} duplicate documents", grouped(report.empty),
+                             grouped(report.duplicate)));
   if (report.short_documents > 0) {
-    fmt::print("  {:<12}{:>14} documents of less than {} bytes\n", "kept short",
-               grouped(report.short_documents), kShortDocumentBytes);
+    row("kept short", fmt::format("{} documents of less than {} bytes",
+                                  grouped(report.short_documents), kShortDocumentBytes));
   }
-  fmt::print("  {:<12}{:>14} tokens\n", "vocabulary", grouped(report.vocab_size));
+  row("vocabulary", fmt::format("{} tokens", grouped(report.vocab_size)));
   if (!report.split_by_document && report.validation.tokens > 0) {
-    fmt::print(
-        "  (too few documents to set whole ones aside: validation is the end of the text)\n");
+    row("validation", "the end of the text (too few documents to set whole ones aside)");
   }
 }
 

@@ -5,10 +5,12 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <new>
 #include <optional>
+#include <thread>
 
 #include "comm/agreement.h"
 #include "launch/command.h"
@@ -17,17 +19,21 @@
 namespace lockstep::launch {
 namespace {
 
+bool on_all_workers(const Arguments&) { return true; }
+bool on_one(const Arguments&) { return false; }
+
 const std::vector<Command>& commands() {
   static const std::vector<Command> all = {
-      {"prepare", "turn text into a dataset: train or load a tokenizer, encode, split", false,
+      {"prepare", "turn text into a dataset: train or load a tokenizer, encode, split", on_one,
        run_prepare},
-      {"train", "train a model on a dataset, or go on with a run", true, run_train},
-      {"generate", "let a model continue a prompt", false, run_generate},
-      {"evaluate", "score a model on a dataset: loss, perplexity, bits a byte", true, run_evaluate},
-      {"checkpoint", "list, inspect, verify, compare, export or import checkpoints", false,
-       run_checkpoint},
-      {"doctor", "what this machine has, what that means for training, what to mend", true,
-       run_doctor},
+      {"train", "train a model on a dataset, or go on with a run", on_all_workers, run_train},
+      {"generate", "let a model continue a prompt", on_one, run_generate},
+      {"evaluate", "score a model on a dataset: loss, perplexity, bits a byte", on_all_workers,
+       run_evaluate},
+      {"checkpoint", "list, inspect, verify, compare, export or import checkpoints",
+       checkpoint_is_collective, run_checkpoint},
+      {"doctor", "what this machine has, what that means for training, what to mend",
+       on_all_workers, run_doctor},
   };
   return all;
 }
@@ -136,6 +142,8 @@ int report(const Failure& failure, const std::string& command, MpiSession* sessi
   } else {
     print_error(command, fmt::format("worker {} on {}: {}", session->rank(), session->host(),
                                      failure.message));
+    // Peers that notice at about the same time shall still say what they know.
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
     session->abort(code);
   }
   return code;
@@ -147,13 +155,13 @@ int run_command(const Command& command, const Arguments& arguments, int argc, ch
   const std::string shown = "lockstep " + command.name;
   std::optional<MpiSession> session;
   MpiSession* workers = nullptr;
+  const bool collective = command.collective(arguments) && !wants_help(arguments);
   try {
-    if (MpiSession::under_launcher() || (command.collective && !wants_help(arguments))) {
+    if (MpiSession::under_launcher() || collective) {
       workers = &session.emplace(&argc, &argv);
       if (workers->rank() != 0) spdlog::set_level(spdlog::level::err);
     }
-    if (workers != nullptr && workers->size() > 1 && !command.collective &&
-        !wants_help(arguments)) {
+    if (workers != nullptr && workers->size() > 1 && !collective && !wants_help(arguments)) {
       throw SharedError(ExitCode::usage,
                         fmt::format("{} runs as one process; start it without mpirun", shown));
     }

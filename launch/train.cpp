@@ -60,9 +60,10 @@ std::optional<ModelConfig> model_of_weights(const TrainOptions& options, const D
   return weights.info().model;
 }
 
-// An adapted micro-batch computes the same, in other pieces, when a run goes on with another number
-// of workers.
+// With --reduce all-reduce, an adapted micro-batch computes the same, in other pieces, when a run
+// goes on with another number of workers.
 void adapt_micro_batch(TrainOptions& options, const OptionTable& table, int workers, bool first) {
+  if (options.reduce != Reduce::all_reduce) return;
   const bool from_run =
       table.origin("micro-batch-size").starts_with(options_of(options.run).string());
   if (!from_run || *options.batch_size % workers != 0) return;
@@ -84,10 +85,12 @@ void write_options(const TrainOptions& options, const OptionTable& table) {
 // Otherwise the system ends a worker without a word when memory runs out.
 void check_memory(const TrainConfig& config, const MpiSession& session) {
   const int64_t parameters = ParameterTable(config.model).size();
-  // Weights, gradients, two moments, and master weights where they are not the weights themselves.
-  const int64_t each =
-      size_bytes(config.precision) + 12 + (config.precision == DType::fp32 ? 0 : 4);
-  const int64_t needed = parameters * each * session.local_size();
+  // Weights and gradients; two moments, and master weights where they are not the weights
+  // themselves, which the ordered reduction deals out.
+  const int64_t whole = size_bytes(config.precision) + 4;
+  const int64_t state = config.precision == DType::fp32 ? 8 : 12;
+  const int64_t owners = config.reduce == Reduce::ordered ? session.size() : 1;
+  const int64_t needed = (parameters * whole + parameters * state / owners) * session.local_size();
   const int64_t there = this_machine().memory_bytes;
   if (there == 0 || needed <= there) return;
   throw UsageError(
@@ -123,6 +126,7 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
     read_options(options, table, arguments, first);
     check_device(options.device);
   });
+  world.set_deadline(options.collective_timeout_s);
   start_threads(options.threads, session);
   Surroundings surroundings;
   surroundings.workers = session->size();

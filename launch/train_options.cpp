@@ -4,6 +4,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "trainer/batch_source.h"
+
 namespace lockstep::launch {
 namespace {
 
@@ -80,8 +82,8 @@ void add_model_options(OptionTable& table, TrainOptions& o) {
                         fmt::join(preset_names(), ", ")));
   table.add("family",
             choice(o.family, {{"gpt2", Family::gpt2}, {"llama", Family::llama}}, "gpt2|llama"),
-            "gpt2: learned positions, layernorm, biases; llama: RoPE, RMSNorm, gated feed-forward "
-            "(default gpt2)");
+            "architecture; gpt2: learned positions, layernorm, biases; llama: RoPE, RMSNorm, gated "
+            "feed-forward (default gpt2)");
   table.add("layers", integer(o.layers, 1, 4096), "transformer layers (default 4)");
   table.add("heads", integer(o.heads, 1, 1 << 20), "attention heads a layer (default 4)");
   table.add("kv-heads", integer(o.kv_heads, 1, 1 << 20),
@@ -108,6 +110,9 @@ void add_step_options(OptionTable& table, TrainOptions& o) {
       "micro-batch-size", integer(o.micro_batch_size, 1),
       "sequences a forward pass of one worker; the rest of its share is accumulated (default: "
       "as many as hold 4096 tokens)");
+  table.add("virtual-workers", integer(o.virtual_workers, 1, 1 << 20),
+            "what the run is defined over: any number of workers that divides it gives the same "
+            "bits (default: the workers that the run first starts with)");
 
   OptimizerConfig& p = o.optimizer;
   table.group("Optimizer");
@@ -150,14 +155,32 @@ void add_machine_options(OptionTable& table, TrainOptions& o) {
   add_precision_option(table, o.precision);
   table.add("loss-scale", loss_scale(o.loss_scale),
             "of fp16: dynamic, or a fixed number (default dynamic)");
-  table.add("reduce", choice(o.reduce, {{"all-reduce", ReduceChoice::all_reduce}}, "all-reduce"),
-            "how gradients are summed over workers (default all-reduce: MPI_Allreduce)");
+  table.add("deterministic", negatable_flag(o.deterministic),
+            "the same bits on any number of workers that divides --virtual-workers; --no-...: sums "
+            "over workers in whatever order is quickest, which is --reduce all-reduce (default "
+            "deterministic)");
+  table.add("reduce",
+            choice(o.reduce, {{"ordered", Reduce::ordered}, {"all-reduce", Reduce::all_reduce}},
+                   "ordered|all-reduce"),
+            "how gradients are summed over workers: ordered, the same bits on any number of them, "
+            "optimizer state dealt out; all-reduce, in the library's order, optimizer state on "
+            "every worker (default ordered)");
+  table.add("check-replicas", integer(o.check_replicas, 0),
+            "steps between comparisons of all workers' weights, which end the run where they "
+            "differ; 0: none (default 0)");
+  table.add("gradient-dtype",
+            choice(o.gradient_dtype, {{"fp32", DType::fp32}, {"bf16", DType::bf16}}, "fp32|bf16"),
+            "in which gradients travel between workers, with --reduce ordered (default fp32)");
   table.add("recompute", flag(o.recompute),
             "redo each layer's forward pass in backward: less memory, a third more time, the same "
             "bits");
 
   table.group("Machine");
   add_device_options(table, o.device, o.threads);
+  table.add("collective-timeout", real(o.collective_timeout_s, kPositive),
+            "seconds that a worker waits for the others before the run ends with exit code 4 "
+            "(default 600)",
+            InConfigFile::no);
 
   table.group("Output");
   table.add("checkpoint-every", integer(o.checkpoint_every, 0),
@@ -242,24 +265,42 @@ void write_back(TrainOptions& o, const ModelConfig& model) {
   o.ffn_size = model.ffn_size;
 }
 
-std::string divisors_text(int64_t n) {
-  std::vector<int64_t> divisors;
-  for (int64_t d = 1; d <= n && divisors.size() < 8; d++) {
-    if (n % d == 0) divisors.push_back(d);
+// The order of sums over workers, and what the run is defined over.
+void resolve_reduction(TrainOptions& o, const OptionTable& table, int workers) {
+  if (!o.reduce) o.reduce = o.deterministic ? Reduce::ordered : Reduce::all_reduce;
+  if (o.reduce == Reduce::ordered) {
+    if (!o.deterministic) {
+      throw UsageError("{} contradicts {} ordered; leave one of them out",
+                       table.origin("deterministic"), table.origin("reduce"));
+    }
+    if (!o.virtual_workers) o.virtual_workers = workers;
+    if (!o.gradient_dtype) o.gradient_dtype = DType::fp32;
+    if (*o.virtual_workers % workers != 0) {
+      throw UsageError("{} workers do not divide the run's {} virtual workers; start one of {}",
+                       workers, *o.virtual_workers, divisors_text(*o.virtual_workers));
+    }
+    return;
   }
-  return fmt::format("{}", fmt::join(divisors, ", "));
+  for (const char* ordered_only : {"virtual-workers", "gradient-dtype"}) {
+    if (table.given(ordered_only)) {
+      throw UsageError("{} is of use with --reduce ordered only; leave it out",
+                       table.origin(ordered_only));
+    }
+  }
 }
 
+// `shares`: equal parts of the batch, one a virtual worker, or worker where there are none.
 void resolve_batch(TrainOptions& o, const OptionTable& table, int64_t context_length,
-                   int64_t workers) {
-  if (!o.batch_size) o.batch_size = (kDefaultBatch + workers - 1) / workers * workers;
-  if (*o.batch_size % workers != 0) {
-    const int64_t below = *o.batch_size / workers * workers;
-    throw UsageError("{} {} is not divisible by {} workers; the nearest that are: {}{}",
-                     table.origin("batch-size"), *o.batch_size, workers,
-                     below > 0 ? fmt::format("{} and ", below) : "", below + workers);
+                   int64_t shares) {
+  const char* const sharer = table.given("virtual-workers") ? "virtual worker" : "worker";
+  if (!o.batch_size) o.batch_size = (kDefaultBatch + shares - 1) / shares * shares;
+  if (*o.batch_size % shares != 0) {
+    const int64_t below = *o.batch_size / shares * shares;
+    throw UsageError("{} {} is not divisible by {} {}s; the nearest that are: {}{}",
+                     table.origin("batch-size"), *o.batch_size, shares, sharer,
+                     below > 0 ? fmt::format("{} and ", below) : "", below + shares);
   }
-  const int64_t share = *o.batch_size / workers;
+  const int64_t share = *o.batch_size / shares;
   if (!o.micro_batch_size) {
     const int64_t most = std::max<int64_t>(1, kDefaultMicroBatchTokens / context_length);
     o.micro_batch_size = std::min(share, most);
@@ -267,8 +308,8 @@ void resolve_batch(TrainOptions& o, const OptionTable& table, int64_t context_le
   }
   if (share % *o.micro_batch_size != 0) {
     throw UsageError(
-        "{} {} does not divide the {} sequences a worker ({} over {} workers); choose one of {}",
-        table.origin("micro-batch-size"), *o.micro_batch_size, share, *o.batch_size, workers,
+        "{} {} does not divide the {} sequences a {} ({} over {} of them); choose one of {}",
+        table.origin("micro-batch-size"), *o.micro_batch_size, share, sharer, *o.batch_size, shares,
         divisors_text(share));
   }
 }
@@ -331,7 +372,8 @@ TrainConfig resolve_train(TrainOptions& o, const OptionTable& table,
   model.dropout = static_cast<float>(o.dropout);
   validate(model);
   write_back(o, model);
-  resolve_batch(o, table, model.context_length, surroundings.workers);
+  resolve_reduction(o, table, surroundings.workers);
+  resolve_batch(o, table, model.context_length, o.virtual_workers.value_or(surroundings.workers));
   resolve_schedule(o, table, model.hidden_size);
   const DType precision = resolve_precision(o.precision, surroundings.fast_bf16);
   o.precision = choice_of(precision);
@@ -349,6 +391,10 @@ TrainConfig resolve_train(TrainOptions& o, const OptionTable& table,
   config.model = model;
   config.batch_size = *o.batch_size;
   config.micro_batch_size = *o.micro_batch_size;
+  config.virtual_workers = o.virtual_workers.value_or(surroundings.workers);
+  config.reduce = *o.reduce;
+  config.gradient_dtype = o.gradient_dtype.value_or(DType::fp32);
+  config.check_replicas = o.check_replicas;
   config.optimizer = o.optimizer;
   config.schedule = {o.schedule, *o.learning_rate, *o.warmup_steps, o.min_lr_ratio};
   config.precision = precision;

@@ -9,8 +9,6 @@
 
 namespace lockstep::launch {
 
-enum class ReduceChoice { all_reduce };
-
 // What may be said to `lockstep train`. Empty: not said, filled in by resolve_train.
 struct TrainOptions {
   std::filesystem::path config, data, run, initialize_from;
@@ -25,6 +23,7 @@ struct TrainOptions {
   double dropout = 0;
 
   std::optional<int64_t> batch_size, micro_batch_size;
+  std::optional<int> virtual_workers;
   OptimizerConfig optimizer;
   std::optional<double> learning_rate;
   Schedule schedule = Schedule::cosine;
@@ -33,7 +32,11 @@ struct TrainOptions {
 
   PrecisionChoice precision = PrecisionChoice::automatic;
   std::string loss_scale = "dynamic";
-  ReduceChoice reduce = ReduceChoice::all_reduce;
+  bool deterministic = true;
+  std::optional<Reduce> reduce;
+  std::optional<DType> gradient_dtype;
+  int64_t check_replicas = 0;
+  double collective_timeout_s = 600;
   bool recompute = false;
 
   DeviceChoice device = DeviceChoice::automatic;

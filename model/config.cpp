@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <string>
 
 #include "core/check.h"
 
@@ -168,6 +169,9 @@ T field(const nlohmann::json& json, const char* key) {
   return field<T>(json, key, key);
 }
 
+// A float as the double that is written alike: 1e-05 and not 9.999999747378752e-06.
+double as_written(float x) { return std::stod(fmt::format("{}", x)); }
+
 }  // namespace
 
 nlohmann::json to_json(const ModelConfig& config) {
@@ -181,8 +185,8 @@ nlohmann::json to_json(const ModelConfig& config) {
                          {"head_dim", config.head_dim},
                          {"ffn_size", config.ffn_size},
                          {"activation", kernels::name(config.activation)},
-                         {"dropout", config.dropout},
-                         {"norm_epsilon", config.norm_epsilon},
+                         {"dropout", as_written(config.dropout)},
+                         {"norm_epsilon", as_written(config.norm_epsilon)},
                          {"tied_embeddings", config.tied_embeddings},
                          {"rope_theta", config.rope_theta},
                          {"rope_scaling", nullptr}};

@@ -83,7 +83,7 @@ ParameterTable::ParameterTable(const ModelConfig& config) {
   num_groups_ = layers + 2;
 }
 
-std::pair<int64_t, int64_t> ParameterTable::group_range(int group) const {
+Range ParameterTable::group_range(int group) const {
   CHECK(0 <= group && group < num_groups_, "group {} of {}", group, num_groups_);
   const auto first = std::lower_bound(
       parameters_.begin(), parameters_.end(), group,
@@ -92,6 +92,12 @@ std::pair<int64_t, int64_t> ParameterTable::group_range(int group) const {
       first, parameters_.end(), group,
       [](int wanted, const Parameter& parameter) { return wanted < parameter.group; });
   return {first->offset, std::prev(last)->end()};
+}
+
+std::vector<Range> ParameterTable::group_ranges() const {
+  std::vector<Range> ranges;
+  for (int group = 0; group < num_groups_; group++) ranges.push_back(group_range(group));
+  return ranges;
 }
 
 const Parameter* ParameterTable::find(std::string_view name) const {

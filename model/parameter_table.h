@@ -3,6 +3,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/range.h"
 #include "core/tensor.h"
 #include "model/config.h"
 
@@ -38,8 +39,8 @@ class ParameterTable {
   const std::vector<Parameter>& parameters() const { return parameters_; }
   int64_t size() const { return size_; }  // elements of the flat buffer, without gaps
   int num_groups() const { return num_groups_; }
-  // [begin, end) of a group in the flat buffer.
-  std::pair<int64_t, int64_t> group_range(int group) const;
+  Range group_range(int group) const;                  // in the flat buffer
+  std::vector<Range> group_ranges() const;             // of all groups, in order
   const Parameter* find(std::string_view name) const;  // null when there is none
   const Parameter& at(std::string_view name) const;    // CHECKs
   // The view of one parameter in a flat buffer of size() elements.

@@ -19,8 +19,8 @@ class Transformer::Implementation {
   void losses(const Batch& batch, const Tensor& losses);
 
   const ModelConfig config_;
-  const Options options_;
   const ParameterTable table_;
+  const Options options_;
   const Buffer weights_, gradients_;
   Stream stream_;
 
@@ -45,7 +45,10 @@ class Transformer::Implementation {
 
 namespace {
 
-Transformer::Options resolved(const ModelConfig& config, Transformer::Options options) {
+Transformer::Options resolved(const ModelConfig& config, Transformer::Options options,
+                              int64_t parameters) {
+  if (options.padded_size == 0) options.padded_size = parameters;
+  CHECK(options.padded_size >= parameters);
   if (options.sequence_length == 0) options.sequence_length = config.context_length;
   CHECK(options.precision != DType::int32);
   CHECK(options.micro_batch_size >= 1);
@@ -58,15 +61,17 @@ Transformer::Options resolved(const ModelConfig& config, Transformer::Options op
 
 Transformer::Implementation::Implementation(const ModelConfig& config, const Options& options)
     : config_(config),
-      options_(resolved(config, options)),
       table_(config),
-      weights_(options_.precision, {table_.size()}),
-      gradients_(options_.training ? Buffer(DType::fp32, {table_.size()}) : Buffer()),
+      options_(resolved(config, options, table_.size())),
+      weights_(options_.precision, {options_.padded_size}),
+      gradients_(options_.training ? Buffer(DType::fp32, {options_.padded_size}) : Buffer()),
       keep_(!options_.training   ? Keep::nothing
             : options_.recompute ? Keep::layer_inputs
                                  : Keep::everything) {
-  parameters_ = parameter_views(table_, weights_.tensor());
-  if (options_.training) parameter_gradients_ = parameter_views(table_, gradients_.tensor());
+  parameters_ = parameter_views(table_, weights_.tensor().slice(0, table_.size()));
+  if (options_.training) {
+    parameter_gradients_ = parameter_views(table_, gradients_.tensor().slice(0, table_.size()));
+  }
   if (config_.family == Family::llama) {
     rope_table_ = Buffer(DType::fp32, {options_.sequence_length, config_.head_dim});
     fill_rope_table(config_, rope_table_.tensor());
@@ -195,9 +200,11 @@ Transformer::~Transformer() = default;
 const ModelConfig& Transformer::config() const { return implementation_->config_; }
 const Transformer::Options& Transformer::options() const { return implementation_->options_; }
 const ParameterTable& Transformer::table() const { return implementation_->table_; }
-Tensor Transformer::weights() const { return implementation_->weights_.tensor(); }
+Tensor Transformer::weights() const { return padded_weights().slice(0, table().size()); }
+Tensor Transformer::gradients() const { return padded_gradients().slice(0, table().size()); }
+Tensor Transformer::padded_weights() const { return implementation_->weights_.tensor(); }
 
-Tensor Transformer::gradients() const {
+Tensor Transformer::padded_gradients() const {
   CHECK(implementation_->options_.training);
   return implementation_->gradients_.tensor();
 }

@@ -36,6 +36,7 @@ class Transformer {
     bool training = true;           // room for gradients and for what backward needs
     bool recompute = false;         // keep only each layer's input, redo the layer in backward
     uint64_t seed = 0;              // of dropout
+    int64_t padded_size = 0;  // elements of each flat buffer, zeros behind the parameters; 0: P
   };
   Transformer(const ModelConfig& config, const Options& options);
   ~Transformer();
@@ -43,8 +44,10 @@ class Transformer {
   const ModelConfig& config() const;
   const Options& options() const;  // with the sequence length that holds
   const ParameterTable& table() const;
-  Tensor weights() const;    // (P) in options.precision; whoever trains keeps the master copy
-  Tensor gradients() const;  // (P) fp32; training only
+  Tensor weights() const;         // (P) in options.precision; whoever trains keeps the master copy
+  Tensor gradients() const;       // (P) fp32; training only
+  Tensor padded_weights() const;  // (padded_size), the parameters first
+  Tensor padded_gradients() const;  // the same
   void zero_gradients();
 
   // Forward pass with dropout, and the gradient of gradient_scale * loss at the output layer (its

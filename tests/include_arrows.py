@@ -14,7 +14,7 @@ import tempfile
 MAY_INCLUDE = {
     "core": set(),
     "kernels": {"core"},
-    "comm": {"core"},
+    "comm": {"core", "kernels"},
     "data": {"core"},
     "model": {"core", "kernels"},
     "checkpoints": {"core", "kernels", "model"},

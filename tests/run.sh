@@ -3,6 +3,7 @@
 #
 #   tests/run.sh              every test that this machine can run
 #   tests/run.sh LABEL        one kind: unit, mpi, crash, launch
+#   tests/run.sh determinism  the same bits in every combination of workers and threads; half an hour
 #   tests/run.sh sanitize     the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,5 +27,6 @@ launch/build.sh "$folder" "${options[@]}"
 
 selection=()
 [ -z "$label" ] || selection=(--label-regex "^${label}\$")
+[ "$label" != determinism ] || selection+=(--build-config determinism)
 ctest --test-dir "$folder" --output-on-failure --no-tests=error --parallel "$(nproc)" \
   "${selection[@]}"

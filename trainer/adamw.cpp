@@ -2,43 +2,76 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels/adam.h"
 #include "kernels/reduce.h"
 
 namespace lockstep {
+namespace {
 
-AdamW::AdamW(const ParameterTable& table, const OptimizerConfig& config, const Tensor& weights,
-             int64_t begin, int64_t end)
-    : config_(config), begin_(begin), end_(end), weights_(weights.slice(begin, end)) {
-  CHECK(weights.size() == table.size());
+// Cuts a range where parameters begin that are treated otherwise.
+std::vector<std::pair<Range, bool>> alike(const ParameterTable& table, const Range& range) {
+  std::vector<std::pair<Range, bool>> runs;  // and whether weights decay
   for (const Parameter& parameter : table.parameters()) {
-    const int64_t from = std::max(parameter.offset, begin) - begin;
-    const int64_t to = std::min(parameter.end(), end) - begin;
-    if (from >= to) continue;
-    if (!runs_.empty() && runs_.back().decay == parameter.decay) {
-      runs_.back().end = to;
+    const Range part{std::max(parameter.offset, range.begin), std::min(parameter.end(), range.end)};
+    if (part.size() <= 0) continue;
+    if (!runs.empty() && runs.back().second == parameter.decay) {
+      runs.back().first.end = part.end;
     } else {
-      runs_.push_back({from, to, parameter.decay});
+      runs.emplace_back(part, parameter.decay);
     }
   }
-  const auto flat = [&](Buffer& memory) {
-    memory = Buffer(DType::fp32, {end - begin});
-    return memory.tensor();
+  return runs;
+}
+
+}  // namespace
+
+AdamW::Piece AdamW::Piece::slice(const Range& part) const {
+  const auto cut = [&](const Tensor& tensor) {
+    return tensor.slice(part.begin - range.begin, part.end - range.begin);
   };
-  master_ = weights.dtype() == DType::fp32 ? weights_ : flat(master_memory_);
-  exp_avg_ = flat(exp_avg_memory_);
-  exp_avg_sq_ = flat(exp_avg_sq_memory_);
+  return {part, cut(weights), cut(master), cut(exp_avg), cut(exp_avg_sq)};
+}
+
+AdamW::AdamW(const ParameterTable& table, const OptimizerConfig& config, const Tensor& weights,
+             const std::vector<Range>& ranges)
+    : config_(config) {
+  CHECK(weights.size() == table.size());
+  const bool own_master = weights.dtype() != DType::fp32;
+  int64_t size = 0;
+  for (const Range& range : ranges) size += range.size();
+  memory_ = Buffer(DType::fp32, {(own_master ? 3 : 2) * size});
+  int64_t taken = 0;
+  const auto take = [&](int64_t count) {
+    taken += count;
+    return memory_.tensor().slice(taken - count, taken);
+  };
+  for (const Range& range : ranges) {
+    Piece piece;
+    piece.range = range;
+    piece.weights = weights.slice(range.begin, range.end);
+    piece.master = own_master ? take(range.size()) : piece.weights;
+    piece.exp_avg = take(range.size());
+    piece.exp_avg_sq = take(range.size());
+    pieces_.push_back(piece);
+    for (const auto& [part, decay] : alike(table, range)) {
+      runs_.push_back({piece.slice(part), decay});
+    }
+  }
 }
 
 void AdamW::publish_weights() {
   Stream stream;
-  if (weights_.data() != master_.data()) kernels::cast(weights_, master_, stream);
+  for (const Piece& piece : pieces_) {
+    if (piece.weights.data() != piece.master.data()) {
+      kernels::cast(piece.weights, piece.master, stream);
+    }
+  }
 }
 
-void AdamW::update(const GradientSlice& gradients, double gradient_factor, double learning_rate,
+void AdamW::update(const Tensor& gradients, double gradient_factor, double learning_rate,
                    int64_t updates_done) {
-  CHECK(gradients.begin == begin_ && gradients.end == end_);
   const auto updates = static_cast<double>(updates_done + 1);
   kernels::AdamStep step;
   step.learning_rate = static_cast<float>(learning_rate);
@@ -52,10 +85,10 @@ void AdamW::update(const GradientSlice& gradients, double gradient_factor, doubl
   step.clip_value = static_cast<float>(config_.clip_value);
   Stream stream;
   for (const Run& run : runs_) {
+    const Piece& state = run.state;
     step.weight_decay = run.decay ? static_cast<float>(config_.weight_decay) : 0.0f;
-    kernels::adam_update(weights_.slice(run.begin, run.end), master_.slice(run.begin, run.end),
-                         exp_avg_.slice(run.begin, run.end), exp_avg_sq_.slice(run.begin, run.end),
-                         gradients.gradients.slice(run.begin, run.end), step, stream);
+    kernels::adam_update(state.weights, state.master, state.exp_avg, state.exp_avg_sq,
+                         gradients.slice(state.range.begin, state.range.end), step, stream);
   }
 }
 

@@ -1,18 +1,33 @@
 #include "trainer/batch_source.h"
 
+#include <vector>
+
 namespace lockstep {
+
+std::string divisors_text(int64_t n) {
+  constexpr size_t kShown = 12;
+  std::vector<int64_t> divisors;
+  for (int64_t d = 1; d <= n && divisors.size() < kShown; d++) {
+    if (n % d == 0) divisors.push_back(d);
+  }
+  return fmt::format("{}", fmt::join(divisors, ", "));
+}
 
 void validate(const BatchPlan& plan) {
   if (plan.batch_size < 1 || plan.micro_batch_size < 1) {
     throw UsageError("--batch-size is {} and --micro-batch-size {}: both must be at least 1",
                      plan.batch_size, plan.micro_batch_size);
   }
-  if (plan.batch_size % (plan.workers * plan.micro_batch_size) != 0) {
+  if (plan.virtual_workers < 1 || plan.virtual_workers % plan.workers != 0) {
+    throw UsageError("{} virtual workers cannot be dealt to {} workers: the run can go on with {}",
+                     plan.virtual_workers, plan.workers, divisors_text(plan.virtual_workers));
+  }
+  if (plan.batch_size % (plan.virtual_workers * plan.micro_batch_size) != 0) {
     throw UsageError(
-        "--batch-size {} cannot be dealt to {} worker(s) in micro-batches of {}: it must be a "
-        "multiple of {} x {} = {}",
-        plan.batch_size, plan.workers, plan.micro_batch_size, plan.workers, plan.micro_batch_size,
-        plan.workers * plan.micro_batch_size);
+        "--batch-size {} cannot be dealt to {} virtual worker(s) in micro-batches of {}: it must "
+        "be a multiple of {} x {} = {}",
+        plan.batch_size, plan.virtual_workers, plan.micro_batch_size, plan.virtual_workers,
+        plan.micro_batch_size, plan.virtual_workers * plan.micro_batch_size);
   }
 }
 

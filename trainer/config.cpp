@@ -13,4 +13,8 @@ std::string_view name(OptimizerKind kind) {
   return kind == OptimizerKind::adamw ? "adamw" : "adam";
 }
 
+std::string_view name(Reduce reduce) {
+  return reduce == Reduce::ordered ? "ordered" : "all-reduce";
+}
+
 }  // namespace lockstep

@@ -12,10 +12,14 @@ namespace lockstep {
 
 enum class Schedule { cosine, linear, constant, inverse_sqrt, wsd };
 enum class OptimizerKind { adamw, adam };
+// ordered: along one fixed tree, the same bits on any number of workers, each of which updates its
+// shard. all_reduce: by the library, in its order; every worker updates everything.
+enum class Reduce { ordered, all_reduce };
 
 // As on the command line.
 std::string_view name(Schedule schedule);
 std::string_view name(OptimizerKind kind);
+std::string_view name(Reduce reduce);
 
 struct OptimizerConfig {
   OptimizerKind kind = OptimizerKind::adamw;
@@ -42,12 +46,16 @@ struct TrainConfig {
   ModelConfig model;             // vocab_size from the dataset
   int64_t batch_size = 0;        // sequences a step, over all workers
   int64_t micro_batch_size = 0;  // sequences a forward pass
+  int virtual_workers = 1;       // what the run is defined over; a multiple of the workers
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
 
   DType precision = DType::fp32;
   std::optional<double> loss_scale;  // none: dynamic where precision is fp16, else 1
   bool recompute = false;
+  Reduce reduce = Reduce::ordered;
+  DType gradient_dtype = DType::fp32;  // in which gradients travel: fp32 or bf16
+  int64_t check_replicas = 0;          // steps between comparisons of the workers' weights; 0: none
 
   int64_t checkpoint_every = 0;  // 0: only at the end
   int keep = 0;                  // 0: all

@@ -66,7 +66,10 @@ std::vector<Word> words(const ProgressStatus& s) {
   words.push_back({s.skipped ? "skipped" : fmt::format("lr {:.2e}", s.learning_rate), 4});
   words.push_back({fmt::format("grad norm {:.2f}", std::abs(s.grad_norm)), 5});
   words.push_back({with_thousands(s.tokens_per_second) + " tokens/s", 3});
-  if (s.peak_share > 0) words.push_back({fmt::format("{:.0f} % of peak", 100 * s.peak_share), 6});
+  // Above 1 something else was busy while the peak was measured, and the share says nothing.
+  if (s.peak_share > 0 && s.peak_share <= 1) {
+    words.push_back({fmt::format("{:.0f} % of peak", 100 * s.peak_share), 6});
+  }
   if (s.seconds_left > 0) words.push_back({duration_text(s.seconds_left) + " left", 2});
   return words;
 }
@@ -90,8 +93,8 @@ std::string duration_text(double seconds) {
 std::string progress_text(const ProgressStatus& status) { return joined(words(status)); }
 
 std::string live_line(const ProgressStatus& status, int width) {
-  constexpr int kFrame = 4;       // "[] " and the cursor
-  constexpr int kUsualText = 90;  // columns
+  constexpr int kFrame = 4;        // "[] " and the cursor
+  constexpr int kUsualText = 100;  // columns
   const int bar = std::clamp(width - kUsualText - kFrame, 8, 30);
   auto fitting = words(status);
   while (fitting.size() > 1 && static_cast<int>(joined(fitting).size()) + bar + kFrame > width) {

@@ -92,6 +92,10 @@ json run_options(const TrainConfig& config, const Dataset& dataset) {
           {"warmup_steps", s.warmup_steps},
           {"min_lr_ratio", s.min_lr_ratio},
           {"precision", name(config.precision)},
+          {"reduce", name(config.reduce)},
+          {"virtual_workers", config.virtual_workers},
+          {"micro_batch_size", config.micro_batch_size},
+          {"gradient_dtype", name(config.gradient_dtype)},
           {"loss_scale", config.loss_scale ? fmt::format("{}", *config.loss_scale) : "dynamic"},
           {"data", fingerprint(dataset.split("train"))}};
 }
@@ -107,7 +111,10 @@ std::vector<std::string> check_resume(const TrainConfig& config, const Dataset& 
                     value_text(data));
   }
   std::vector<std::string> wrong = differences(to_json(config.model), to_json(info.model), {});
-  for (std::string& text : differences(now, info.run_config, {"steps", "data"})) {
+  // Where the library sums, in its own order, all workers are virtual workers.
+  std::vector<std::string> free{"steps", "data", "micro_batch_size"};
+  if (config.reduce == Reduce::all_reduce) free.push_back("virtual_workers");
+  for (std::string& text : differences(now, info.run_config, free)) {
     wrong.push_back(std::move(text));
   }
   if (!wrong.empty()) {
@@ -117,6 +124,13 @@ std::vector<std::string> check_resume(const TrainConfig& config, const Dataset& 
         config.run.string(), info.step, fmt::join(wrong, ", "));
   }
   std::vector<std::string> notes;
+  const json micro = info.run_config.value("micro_batch_size", json(config.micro_batch_size));
+  if (micro != now["micro_batch_size"]) {
+    notes.push_back(fmt::format(
+        "--micro-batch-size {} was {} before: sums over a batch are made in other pieces from here "
+        "on, and round differently",
+        config.micro_batch_size, value_text(micro)));
+  }
   const json steps = info.run_config.value("steps", json(config.steps));
   const bool depends_on_steps = config.schedule.schedule != Schedule::constant &&
                                 config.schedule.schedule != Schedule::inverse_sqrt;

@@ -9,25 +9,13 @@
 #include "comm/agreement.h"
 #include "core/thread_pool.h"
 #include "kernels/machine.h"
+#include "trainer/replicas.h"
 
 namespace lockstep {
 namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-std::vector<std::pair<int64_t, int64_t>> group_ranges(const ParameterTable& table) {
-  std::vector<std::pair<int64_t, int64_t>> ranges;
-  for (int group = 0; group < table.num_groups(); group++) {
-    ranges.push_back(table.group_range(group));
-  }
-  return ranges;
-}
-
-LossScaler loss_scaler(const TrainConfig& config) {
-  if (config.loss_scale) return LossScaler::fixed(*config.loss_scale);
-  return config.precision == DType::fp16 ? LossScaler::dynamic() : LossScaler::fixed(1);
 }
 
 std::string plural(int64_t count, const char* noun) {
@@ -42,64 +30,26 @@ std::string count_text(double count) {
 
 }  // namespace
 
-BatchPlan batch_plan(const TrainConfig& config, const Communicator& communicator) {
-  return {config.batch_size, config.micro_batch_size, config.model.context_length,
-          communicator.rank(), communicator.size()};
-}
-
 int64_t validation_windows(const TrainConfig& config) {
   const int64_t steps = config.evaluate_every > 0 ? config.evaluate_every : config.steps;
   return std::max<int64_t>(1, steps * config.batch_size / 4);
 }
 
-Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& dataset, Start start,
-         const std::atomic<bool>& stop_requested)
+Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& dataset,
+         const Start& start, const std::atomic<bool>& stop_requested)
     : config_(config),
       communicator_(communicator),
       dataset_(dataset),
-      sampler_(dataset.split("train").size(), config.model.context_length, config.batch_size,
-               config.seed),
-      loader_(dataset.split("train"), sampler_, batch_plan(config, communicator)),
-      schedule_(config.schedule, config.steps),
-      scaler_(loss_scaler(config)),
-      model_(config.model, {.precision = config.precision,
-                            .micro_batch_size = config.micro_batch_size,
-                            .recompute = config.recompute,
-                            .seed = config.seed}),
-      reducer_(communicator, model_.gradients(), group_ranges(model_.table())),
-      optimizer_(model_.table(), config.optimizer, model_.weights(), 0, model_.table().size()),
-      step_(model_, loader_, reducer_, optimizer_, scaler_, schedule_,
-            {config.optimizer.clip_norm, config.optimizer.clip_value}, communicator,
-            stop_requested),
+      training_(config, communicator, dataset, start, stop_requested),
       checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep),
       progress_(communicator.rank() == 0, config.log_every) {
   if (dataset.has_split("validation") && dataset.split("validation").size() > 1) {
     validation_ = &dataset.split("validation");
   }
-  load_weights(start);
-  first_step_ = state_.step;
+  if (start.resumes) saved_step_ = state().step;
+  first_step_ = state().step;
   open_run_folder();
   describe(start);
-}
-
-void Run::load_weights(const Start& start) {
-  if (!start.checkpoint) {
-    initialize(model_.table(), config_.model, config_.seed, optimizer_.master());
-  } else {
-    const Checkpoint& checkpoint = *start.checkpoint;
-    run_together(communicator_, [&] {
-      checkpoint.read(FlatKind::weights, optimizer_.begin(), optimizer_.master());
-      if (!start.resumes) return;
-      checkpoint.read(FlatKind::exp_avg, optimizer_.begin(), optimizer_.exp_avg());
-      checkpoint.read(FlatKind::exp_avg_sq, optimizer_.begin(), optimizer_.exp_avg_sq());
-      state_ = trainer_state_from_json(checkpoint.info().trainer_state);
-    });
-  }
-  optimizer_.publish_weights();
-  if (start.resumes) {
-    scaler_.restore(state_.loss_scale, state_.clean_steps);
-    saved_step_ = state_.step;
-  }
 }
 
 void Run::open_run_folder() {
@@ -111,22 +61,22 @@ void Run::open_run_folder() {
       throw DataError("the run folder {} cannot be made: {}", config_.run.string(),
                       error.message());
     }
-    metrics_.emplace(config_.run / "metrics.jsonl", state_.step);
+    metrics_.emplace(config_.run / "metrics.jsonl", state().step);
   });
 }
 
 void Run::describe(const Start& start) {
-  const double memory = static_cast<double>(
-      model_.memory().weights + model_.memory().gradients + model_.memory().activations +
-      optimizer_.exp_avg().size_bytes() * (config_.precision == DType::fp32 ? 2 : 3));
-  progress_.note(fmt::format("{} model of {} parameters, {}; {} with {} each, {:.0f} MiB a worker",
-                             name(config_.model.family),
-                             count_text(static_cast<double>(model_.table().size())),
-                             name(config_.precision), plural(communicator_.size(), "worker"),
-                             plural(num_threads(), "thread"), memory / (1 << 20)));
+  const std::string dealt = config_.virtual_workers == communicator_.size()
+                                ? ""
+                                : fmt::format(", {} virtual", config_.virtual_workers);
+  progress_.note(fmt::format(
+      "{} model of {} parameters, {}; {}{} with {} each, {:.0f} MiB a worker",
+      name(config_.model.family), count_text(static_cast<double>(training_.model().table().size())),
+      name(config_.precision), plural(communicator_.size(), "worker"), dealt,
+      plural(num_threads(), "thread"), static_cast<double>(training_.memory_bytes()) / (1 << 20)));
   progress_.note(fmt::format("{} of {} of {} tokens: {:.2f} epochs of {} tokens",
                              plural(config_.steps, "step"), plural(config_.batch_size, "sequence"),
-                             config_.model.context_length, sampler_.epoch(config_.steps),
+                             config_.model.context_length, training_.epochs(config_.steps),
                              count_text(static_cast<double>(dataset_.split("train").size()))));
   for (const std::string& text : start.notes) progress_.note(text);
   if (start.checkpoint) {
@@ -144,17 +94,20 @@ ExitCode Run::train() {
     progress_.note(
         fmt::format("{} has its {} steps already: nothing to do; --steps says how many "
                     "it shall have",
-                    config_.run.string(), state_.step));
+                    config_.run.string(), state().step));
     return ExitCode::done;
   }
   measure_peak();
   bool stop = false;
   while (!finished() && !stop) {
     const auto start = Clock::now();
-    const StepResult result = step_.run(state_);
+    const StepResult result = training_.step();
     const double step_seconds = seconds_since(start);
     if (result.step == first_step_ + 1) second_step_start_ = Clock::now();
 
+    if (config_.check_replicas > 0 && state().step % config_.check_replicas == 0) {
+      check_replicas(training_.model(), state().step, communicator_);
+    }
     stop = result.stop && !finished();
     report(result, step_seconds, evaluate_when_due(stop));
     give_up_when_lost(result);
@@ -163,7 +116,7 @@ ExitCode Run::train() {
   finish_save();
   if (stop) {
     progress_.note(
-        fmt::format("stopped on request after step {}: run it again to go on", state_.step));
+        fmt::format("stopped on request after step {}: run it again to go on", state().step));
   }
   return stop ? ExitCode::stopped : ExitCode::done;
 }
@@ -176,16 +129,16 @@ void Run::measure_peak() {
 
 std::optional<Evaluation> Run::evaluate_when_due(bool stop) {
   const bool due =
-      finished() || (config_.evaluate_every > 0 && state_.step % config_.evaluate_every == 0);
+      finished() || (config_.evaluate_every > 0 && state().step % config_.evaluate_every == 0);
   if (!due || stop || validation_ == nullptr) return std::nullopt;
-  return evaluate(model_, *validation_, communicator_, validation_windows(config_));
+  return evaluate(training_.model(), *validation_, communicator_, validation_windows(config_));
 }
 
 void Run::report(const StepResult& result, double step_seconds,
                  const std::optional<Evaluation>& evaluation) {
   if (!first_worker()) return;
-  const int64_t step_tokens = loader_.plan().step_tokens();
-  metrics_->write(result, state_.tokens, step_tokens, step_seconds, evaluation);
+  const int64_t step_tokens = training_.plan().step_tokens();
+  metrics_->write(result, state().tokens, step_tokens, step_seconds, evaluation);
 
   const double rate = static_cast<double>(step_tokens) / step_seconds;
   tokens_per_second_ = tokens_per_second_ > 0 ? 0.9 * tokens_per_second_ + 0.1 * rate : rate;
@@ -210,7 +163,7 @@ void Run::report(const StepResult& result, double step_seconds,
 }
 
 void Run::give_up_when_lost(const StepResult& result) {
-  if (state_.lost_steps < kLostStepsAllowed) return;
+  if (state().lost_steps < kLostStepsAllowed) return;
   finish_save();
   const std::string last = saved_step_
                                ? fmt::format("the checkpoint of step {} is good", *saved_step_)
@@ -221,31 +174,26 @@ void Run::give_up_when_lost(const StepResult& result) {
                   "scale {}), so nothing was learned from them; {}\n"
                   "try a lower --learning-rate, a longer --warmup-steps, --clip-norm 1 or "
                   "--precision bf16 or fp32; if it started like this, check the weights",
-                  state_.lost_steps, std::abs(result.loss), result.step, result.loss_scale, last));
+                  state().lost_steps, std::abs(result.loss), result.step, result.loss_scale, last));
 }
 
 void Run::save_when_due(bool stop) {
   bool written = false;
   run_together(communicator_, [&] { written = checkpoints_.poll(); });  // throws what went wrong
   if (written) note_saved();
-  const bool due = config_.checkpoint_every > 0 && state_.step % config_.checkpoint_every == 0;
+  const bool due = config_.checkpoint_every > 0 && state().step % config_.checkpoint_every == 0;
   if (!due && !stop && !finished()) return;
 
   run_together(communicator_, [&] {
-    if (first_worker()) checkpoints_.prepare(state_.step);
+    if (first_worker()) checkpoints_.prepare(state().step);
   });
-  saving_step_ = state_.step;
-  CheckpointInfo info{.step = state_.step,
+  saving_step_ = state().step;
+  CheckpointInfo info{.step = state().step,
                       .model = config_.model,
                       .tokenizer_json = dataset_.tokenizer_json(),
-                      .trainer_state = to_json(state_),
+                      .trainer_state = to_json(state()),
                       .run_config = run_options(config_, dataset_)};
-  const int64_t size = model_.table().size(), workers = communicator_.size();
-  const int64_t begin = size * communicator_.rank() / workers;
-  const int64_t end = size * (communicator_.rank() + 1) / workers;
-  checkpoints_.save(
-      info, {begin, end, optimizer_.master().slice(begin, end),
-             optimizer_.exp_avg().slice(begin, end), optimizer_.exp_avg_sq().slice(begin, end)});
+  checkpoints_.save(info, training_.shard());
 }
 
 void Run::finish_save() {

@@ -6,11 +6,10 @@
 
 #include "checkpoints/checkpoint.h"
 #include "inference/evaluate.h"
-#include "trainer/batch_loader.h"
 #include "trainer/metrics.h"
 #include "trainer/progress.h"
 #include "trainer/resume.h"
-#include "trainer/train_step.h"
+#include "trainer/training.h"
 
 namespace lockstep {
 
@@ -23,20 +22,18 @@ class Run {
   // ever.
   static constexpr int64_t kLostStepsAllowed = 10;
 
-  Run(const TrainConfig& config, Communicator& communicator, const Dataset& dataset, Start start,
-      const std::atomic<bool>& stop_requested);
+  Run(const TrainConfig& config, Communicator& communicator, const Dataset& dataset,
+      const Start& start, const std::atomic<bool>& stop_requested);
 
   // Trains to config.steps and returns done; or, when some worker was asked to stop, saves and
   // returns stopped.
   ExitCode train();
 
-  const TrainerState& state() const { return state_; }
-  Transformer& model() { return model_; }
+  const TrainerState& state() const { return training_.state(); }
 
  private:
   using Clock = std::chrono::steady_clock;
 
-  void load_weights(const Start& start);
   void open_run_folder();
   void describe(const Start& start);
   void measure_peak();
@@ -50,20 +47,12 @@ class Run {
   void note_saved();
 
   bool first_worker() const { return communicator_.rank() == 0; }
-  bool finished() const { return state_.step >= config_.steps; }
+  bool finished() const { return state().step >= config_.steps; }
 
   const TrainConfig& config_;
   Communicator& communicator_;
   const Dataset& dataset_;
-  Sampler sampler_;
-  BatchLoader loader_;
-  LrSchedule schedule_;
-  LossScaler scaler_;
-  Transformer model_;
-  GradientReducer reducer_;
-  AdamW optimizer_;
-  TrainerState state_;
-  TrainStep step_;
+  Training training_;
 
   const TokenStream* validation_ = nullptr;  // none: the dataset has no validation text
   CheckpointWriter checkpoints_;
@@ -76,9 +65,6 @@ class Run {
   Clock::time_point second_step_start_;
   double tokens_per_second_ = 0;  // smoothed
 };
-
-// How config's global batch is dealt to the workers. Throws UsageError when it cannot be.
-BatchPlan batch_plan(const TrainConfig& config, const Communicator& communicator);
 
 // How many windows of the validation split an evaluation during training takes: a quarter of the
 // sequences trained on between two, so that evaluations cost less than a tenth of the time.

@@ -1,8 +1,10 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "comm/gradient_reducer.h"
+#include "comm/sharding.h"
 #include "model/transformer.h"
 #include "trainer/adamw.h"
 #include "trainer/batch_source.h"
@@ -26,11 +28,13 @@ struct StepResult {
 // One optimizer step over the global batch. The parts must outlive it.
 class TrainStep {
  public:
-  TrainStep(Transformer& model, BatchSource& batches, GradientReducer& reducer, AdamW& optimizer,
-            LossScaler& scaler, const LrSchedule& schedule, const ClipPolicy& clip,
-            Communicator& communicator, const std::atomic<bool>& stop_requested)
+  TrainStep(Transformer& model, BatchSource& batches, const Sharding& sharding,
+            GradientReducer& reducer, AdamW& optimizer, LossScaler& scaler,
+            const LrSchedule& schedule, const ClipPolicy& clip, Communicator& communicator,
+            const std::atomic<bool>& stop_requested)
       : model_(model),
         batches_(batches),
+        sharding_(sharding),
         reducer_(reducer),
         optimizer_(optimizer),
         scaler_(scaler),
@@ -44,13 +48,15 @@ class TrainStep {
 
  private:
   struct Agreement {
-    double loss_sum;
+    double loss_sum, sum_of_squares;
     bool finite, stop;
   };
-  Agreement agree(double loss_sum, double grad_norm);
+  // loss_sums: of this worker's virtual workers.
+  Agreement agree(const std::vector<double>& loss_sums);
 
   Transformer& model_;
   BatchSource& batches_;
+  const Sharding& sharding_;
   GradientReducer& reducer_;
   AdamW& optimizer_;
   LossScaler& scaler_;

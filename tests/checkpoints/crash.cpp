@@ -30,8 +30,8 @@ ModelConfig model() {
   while (true) {
     step++;
     first.prepare(step);
-    first.save(info_of(model(), step), slice_of(0, size / 2, step).view);
-    second.save(info_of(model(), step), slice_of(size / 2, size, step).view);
+    first.save(info_of(model(), step), {slice_of(0, size / 2, step).view});
+    second.save(info_of(model(), step), {slice_of(size / 2, size, step).view});
     second.wait();
     first.wait();
   }

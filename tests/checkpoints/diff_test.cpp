@@ -22,7 +22,7 @@ class Diff : public testing::Test {
     change(slice);
     CheckpointWriter writer(folder_ / name, 0, 1, 0);
     writer.prepare(info.step);
-    writer.save(info, slice.view);
+    writer.save(info, {slice.view});
     writer.wait();
     return Checkpoint::open(folder_ / name);
   }

@@ -101,7 +101,7 @@ inline Slice slice_of(int64_t begin, int64_t end, int64_t step) {
   const auto tensor = [&](int kind) {
     return Tensor(slice.values[kind].data(), DType::fp32, {end - begin});
   };
-  slice.view = {begin, end, tensor(0), tensor(1), tensor(2)};
+  slice.view = {{begin, end}, tensor(0), tensor(1), tensor(2)};
   return slice;
 }
 
@@ -117,12 +117,12 @@ inline void save_as_workers(const fs::path& run, const CheckpointInfo& info,
     workers.emplace_back([&, rank] {
       CheckpointWriter writer(run, rank, size, keep);
       const Slice slice = slice_of(bounds[rank], bounds[rank + 1], info.step);
-      writer.save(info, slice.view);
+      writer.save(info, {slice.view});
       writer.wait();
     });
   }
   const Slice slice = slice_of(bounds[0], bounds[1], info.step);
-  first.save(info, slice.view);
+  first.save(info, {slice.view});
   for (std::thread& worker : workers) worker.join();
   first.wait();
 }

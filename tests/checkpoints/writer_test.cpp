@@ -44,7 +44,7 @@ TEST_F(Writer, KeepsWhatWasThereWhenSaveReturned) {
   CheckpointWriter writer(run_.path(), 0, 1, 0);
   writer.prepare(1);
   Slice values = slice(1);
-  writer.save(info_of(model_, 1), values.view);
+  writer.save(info_of(model_, 1), {values.view});
   for (auto& kind : values.values) std::fill(kind.begin(), kind.end(), -1.0f);
   writer.wait();
   EXPECT_EQ(read_floats(Checkpoint::open(run_.path()), FlatKind::exp_avg, 5, 6)[0],
@@ -55,7 +55,7 @@ TEST_F(Writer, PollTellsWhenItIsDone) {
   CheckpointWriter writer(run_.path(), 0, 1, 0);
   EXPECT_TRUE(writer.poll());
   writer.prepare(1);
-  writer.save(info_of(model_, 1), slice(1).view);
+  writer.save(info_of(model_, 1), {slice(1).view});
   while (!writer.poll()) std::this_thread::sleep_for(milliseconds(1));
   expect_only({1});
 }
@@ -64,7 +64,7 @@ TEST_F(Writer, OneSaveWaitsForTheOther) {
   CheckpointWriter writer(run_.path(), 0, 1, 0);
   for (const int64_t step : {1, 2, 3}) {
     writer.prepare(step);
-    writer.save(info_of(model_, step), slice(step).view);
+    writer.save(info_of(model_, step), {slice(step).view});
   }
   writer.wait();
   expect_only({1, 2, 3});
@@ -81,13 +81,13 @@ TEST_F(Writer, AFolderThatVanishes) {
   CheckpointWriter writer(run_.path(), 0, 1, 0);
   writer.prepare(1);
   fs::remove_all(partial(1));
-  writer.save(info_of(model_, 1), slice(1).view);
+  writer.save(info_of(model_, 1), {slice(1).view});
   EXPECT_THAT(message_of([&] { writer.wait(); }),
               AllOf(HasSubstr(".step-00000001.partial"), HasSubstr("No such file or directory")));
   writer.wait();  // said once
   expect_only({});
   writer.prepare(2);
-  writer.save(info_of(model_, 2), slice(2).view);
+  writer.save(info_of(model_, 2), {slice(2).view});
   writer.wait();
   expect_only({2});
 }
@@ -98,8 +98,8 @@ TEST_F(Writer, AnotherWorkerThatFails) {
   first.prepare(2);
   // Something is in the way of the second worker's file.
   fs::create_directory(partial(2) / "shard-00001-of-00002.h5.unfinished");
-  first.save(info_of(model_, 2), slice_of(0, 10, 2).view);
-  second.save(info_of(model_, 2), slice_of(10, size_, 2).view);
+  first.save(info_of(model_, 2), {slice_of(0, 10, 2).view});
+  second.save(info_of(model_, 2), {slice_of(10, size_, 2).view});
   EXPECT_THAT(message_of([&] { second.wait(); }), HasSubstr("Is a directory"));
   EXPECT_THAT(message_of([&] { first.wait(); }),
               AllOf(HasSubstr("worker 1"), HasSubstr("Is a directory")));
@@ -109,7 +109,7 @@ TEST_F(Writer, AnotherWorkerThatFails) {
 TEST_F(Writer, AnotherWorkerThatNeverComes) {
   CheckpointWriter writer(run_.path(), 0, 2, 0, milliseconds(300));
   writer.prepare(1);
-  writer.save(info_of(model_, 1), slice_of(0, 10, 1).view);
+  writer.save(info_of(model_, 1), {slice_of(0, 10, 1).view});
   EXPECT_THAT(message_of([&] { writer.wait(); }),
               AllOf(HasSubstr("worker 1"), HasSubstr("shard-00001-of-00002.h5")));
   expect_only({});
@@ -120,7 +120,7 @@ TEST_F(Writer, AShardOfAnotherStepIsNotTakenIn) {
   save_as_workers(run_.path(), info_of(model_, 1), {0, 10, size_});
   first.prepare(2);
   fs::copy(run_ / "checkpoints/step-00000001/shard-00001-of-00002.h5", partial(2));
-  first.save(info_of(model_, 2), slice_of(0, 10, 2).view);
+  first.save(info_of(model_, 2), {slice_of(0, 10, 2).view});
   EXPECT_THAT(message_of([&] { first.wait(); }), HasSubstr("belongs to step 1, not 2"));
   expect_only({1});
 }
@@ -130,7 +130,7 @@ TEST_F(Writer, ClearsWhatADeadRunLeft) {
   fs::create_directories(run_ / "checkpoints/.step-00000003.removed");
   CheckpointWriter writer(run_.path(), 0, 1, 0);
   writer.prepare(8);
-  writer.save(info_of(model_, 8), slice(8).view);
+  writer.save(info_of(model_, 8), {slice(8).view});
   writer.wait();
   expect_only({8});
 }
@@ -179,8 +179,8 @@ TEST_F(Writer, AFullDisk) {
     std::string message;
     try {
       first.prepare(2);
-      first.save(info_of(large, 2), slice_of(0, large_size / 2, 2).view);
-      second.save(info_of(large, 2), slice_of(large_size / 2, large_size, 2).view);
+      first.save(info_of(large, 2), {slice_of(0, large_size / 2, 2).view});
+      second.save(info_of(large, 2), {slice_of(large_size / 2, large_size, 2).view});
       first.wait();
     } catch (const DataError& error) {
       message = error.what();

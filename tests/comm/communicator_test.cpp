@@ -124,18 +124,25 @@ TEST_F(CommunicatorTest, DuplicateServesAnotherThread) {
   EXPECT_EQ(there, 10 * size);
 }
 
-TEST_F(CommunicatorTest, AWaitEndsAtTheDeadlineAndNamesTheOperation) {
+// All that came say which did not, also those that came later and have not waited long.
+TEST_F(CommunicatorTest, AWaitEndsAtTheDeadlineAndNamesOperationAndAbsentWorkers) {
   if (size == 1) GTEST_SKIP() << "there is nobody to wait for";
   // Lives on: the late worker still comes to the barrier.
-  static MpiCommunicator impatient(MPI_COMM_WORLD, {.deadline_s = 0.2});
-  if (rank == 0) {
+  static MpiCommunicator impatient(MPI_COMM_WORLD, {});
+  impatient.set_deadline(rank == 0 ? 0.5 : 60);
+  impatient.set_purpose("of everything");
+  const int late = size - 1;
+  if (rank != late) {
     try {
       double value = 0;
       impatient.all_reduce(&value, 1, ReduceOp::sum);
-      ADD_FAILURE() << "the other workers were not there";
+      ADD_FAILURE() << "the last worker was not there";
     } catch (const DeviceError& error) {
-      EXPECT_THAT(error.what(), testing::HasSubstr("waited 0 s in all-reduce"));
+      EXPECT_THAT(error.what(),
+                  testing::StartsWith(fmt::format(
+                      "all-reduce of everything: worker {} had not come to it after", late)));
     }
+    EXPECT_THROW(impatient.barrier(), DeviceError) << "its order of operations is lost";
   }
   comm.barrier();
 }

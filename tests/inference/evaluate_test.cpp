@@ -57,6 +57,8 @@ class ThreadCommunicator : public Communicator {
   std::vector<std::string> gather(const std::string&) override { unused(); }
   void barrier() override { unused(); }
   std::unique_ptr<Communicator> duplicate() override { unused(); }
+  void set_purpose(const std::string&) override {}
+  void set_deadline(double) override {}
   void cancel() override { unused(); }
 
  private:

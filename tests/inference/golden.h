@@ -84,7 +84,7 @@ struct Golden {
     const Tensor none(zeros.data(), DType::fp32, {size});
     CheckpointWriter writer(run, 0, 1, 0);
     writer.prepare(1);
-    writer.save(info, {0, size, Tensor(weights.data(), DType::fp32, {size}), none, none});
+    writer.save(info, {{{0, size}, Tensor(weights.data(), DType::fp32, {size}), none, none}});
     writer.wait();
     return Checkpoint::open(run);
   }

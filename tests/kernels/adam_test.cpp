@@ -142,6 +142,32 @@ TEST(AdamUpdate, NanIsNotClippedAway) {
   EXPECT_TRUE(std::isfinite(test.master[1]));
 }
 
+// A worker's shard may begin and end anywhere, so no value may depend on what stands beside it, nor
+// on whether it is computed in a vector or behind the last whole one.
+TYPED_TEST(Adam, EachParameterStandsAlone) {
+  using T = TypeParam;
+  for (const bool decoupled : {true, false}) {
+    const AdamStep step = step_of(decoupled, 0.3f);
+    AdamCase<T> whole(1000), parts(1000);
+    whole.update(step);
+    Stream stream;
+    int64_t begin = 0;
+    for (const int64_t end : {1, 4, 21, 64, 397, 399, 1000}) {
+      adam_update(parts.weights.tensor().slice(begin, end), parts.master.tensor().slice(begin, end),
+                  parts.exp_avg.tensor().slice(begin, end),
+                  parts.exp_avg_sq.tensor().slice(begin, end),
+                  parts.gradients.tensor().slice(begin, end), step, stream);
+      begin = end;
+    }
+    for (int64_t i = 0; i < 1000; i++) {
+      ASSERT_EQ(to_float(whole.weights[i]), to_float(parts.weights[i])) << i;
+      ASSERT_EQ(whole.master[i], parts.master[i]) << i;
+      ASSERT_EQ(whole.exp_avg[i], parts.exp_avg[i]) << i;
+      ASSERT_EQ(whole.exp_avg_sq[i], parts.exp_avg_sq[i]) << i;
+    }
+  }
+}
+
 // One line of a golden file: a name, which is checked, and its values.
 std::vector<double> read_line(std::istream& file, const std::string& name) {
   std::string text, found;

@@ -156,6 +156,7 @@ TEST(Json, ReturnsTheSameConfiguration) {
   config.dropout = 0.1f;
   config.activation = kernels::Activation::gelu;
   EXPECT_EQ(model_config_from_json(to_json(config)), config);
+  EXPECT_EQ(to_json(config)["dropout"].dump(), "0.1");
   config.rope_scaling = RopeScaling{32, 1, 4, 8192};
   EXPECT_EQ(model_config_from_json(nlohmann::json::parse(to_json(config).dump())), config);
   EXPECT_EQ(model_config_from_json(to_json(with_vocab("gpt2-124m", 50257))),

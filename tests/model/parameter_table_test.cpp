@@ -90,8 +90,8 @@ TEST(ParameterTable, HasNoGapsAndContiguousGroups) {
     EXPECT_EQ(table.num_groups(), 4);
     int64_t group_end = 0;
     for (int group = 0; group < table.num_groups(); group++) {
-      EXPECT_EQ(table.group_range(group).first, group_end);
-      group_end = table.group_range(group).second;
+      EXPECT_EQ(table.group_range(group).begin, group_end);
+      group_end = table.group_range(group).end;
     }
     EXPECT_EQ(group_end, end);
     EXPECT_EQ(table.find("layers.9.ffn_norm.weight"), nullptr);

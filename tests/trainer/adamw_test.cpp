@@ -59,28 +59,28 @@ struct AdamWTest : testing::Test {
   // Ten updates of [begin, end) against the reference over everything.
   void check(const OptimizerConfig& config, DType dtype, int64_t begin, int64_t end) {
     Buffer weights(dtype, {size});
-    AdamW optimizer(table, config, weights.tensor(), begin, end);
+    AdamW optimizer(table, config, weights.tensor(), {{begin, end}});
+    const float* masters = optimizer.pieces().at(0).master.as<float>();
     Reference reference{config, std::vector<double>(static_cast<size_t>(size)), {}, {}};
     reference.m = reference.v = reference.w;
     for (int64_t i = 0; i < size; i++) {
       const float start = 0.1f * normal(random);
       reference.w[static_cast<size_t>(i)] = start;
-      if (i >= begin && i < end) optimizer.master().as<float>()[i - begin] = start;
+      if (i >= begin && i < end) optimizer.pieces()[0].master.as<float>()[i - begin] = start;
     }
     optimizer.publish_weights();
     std::vector<float> gradient(static_cast<size_t>(size));
     for (int64_t updates = 0; updates < 10; updates++) {
       for (float& g : gradient) g = 64 * normal(random);
       const double rate = 0.01 / static_cast<double>(updates + 1);
-      optimizer.update({begin, end, Tensor(gradient.data(), DType::fp32, {size}).slice(begin, end)},
-                       1.0 / 64, rate, updates);
+      optimizer.update(Tensor(gradient.data(), DType::fp32, {size}), 1.0 / 64, rate, updates);
       reference.update(decay(), gradient, 1.0 / 64, rate, updates + 1);
     }
     // Each update moves a weight of at most about 0.5 by at most about 0.01 * sqrt(10), with some
     // ten fp32 roundings of relative 2^-24 in the move and one in the sum; over ten updates less
     // than 10 * (0.03 * 10 + 0.5) * 2^-24 = 5e-7.
     for (int64_t i = begin; i < end; i++) {
-      const float master = optimizer.master().as<float>()[i - begin];
+      const float master = masters[i - begin];
       ASSERT_NEAR(master, reference.w[static_cast<size_t>(i)], 5e-7) << i;
       with_float_type(dtype, [&](auto tag) {
         using T = typename decltype(tag)::type;
@@ -110,9 +110,9 @@ TEST_F(AdamWTest, ASliceMayBeginAndEndInsideAParameter) {
 
 TEST_F(AdamWTest, DecayIsForMatricesOnly) {
   Buffer weights(DType::fp32, {size}), gradients(DType::fp32, {size});
-  AdamW optimizer(table, {.weight_decay = 0.5}, weights.tensor(), 0, size);
+  AdamW optimizer(table, {.weight_decay = 0.5}, weights.tensor(), {{0, size}});
   for (int64_t i = 0; i < size; i++) weights.tensor().as<float>()[i] = 1;
-  optimizer.update({0, size, gradients.tensor()}, 1, 0.5, 0);
+  optimizer.update(gradients.tensor(), 1, 0.5, 0);
   for (const Parameter& p : table.parameters()) {
     for (int64_t i = p.offset; i < p.end(); i++) {
       ASSERT_EQ(weights.tensor().as<float>()[i], p.decay ? 0.75f : 1.0f) << p.name;

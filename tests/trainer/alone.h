@@ -25,6 +25,8 @@ class Alone : public Communicator {
   std::vector<std::string> gather(const std::string& text) override { return {text}; }
   void barrier() override {}
   std::unique_ptr<Communicator> duplicate() override { return std::make_unique<Alone>(); }
+  void set_purpose(const std::string&) override {}
+  void set_deadline(double) override {}
   void cancel() override {}
 };
 

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/file.h"
+#include "kernels/reduce.h"
 #include "model/config.h"
 #include "tests/trainer/alone.h"
 #include "trainer/train_step.h"
@@ -57,44 +58,78 @@ class GoldenBatches : public BatchSource {
   Buffer tokens_, targets_;
 };
 
+struct GoldenOptions {
+  int virtual_workers = 0;  // 0: as many as workers
+  bool replicated = false;
+  DType gradient_dtype = DType::fp32;
+};
+
 // Everything that a step needs, for one worker.
 struct GoldenRun {
   GoldenRun(const Golden& golden, OptimizerKind kind, DType precision, int64_t micro_batch_size,
-            LossScaler loss_scaler, Communicator& communicator, int64_t batch_size = 0)
+            LossScaler loss_scaler, Communicator& communicator, int64_t batch_size = 0,
+            const GoldenOptions& options = {})
       : hyper(golden.index["training"]["hyperparameters"]),
         batches(golden,
                 {batch_size > 0 ? batch_size : hyper["batch_size"].get<int64_t>(), micro_batch_size,
-                 golden.model.context_length, communicator.rank(), communicator.size()}),
+                 golden.model.context_length, communicator.rank(), communicator.size(),
+                 options.virtual_workers > 0 ? options.virtual_workers : communicator.size()}),
         schedule({Schedule::cosine, hyper["learning_rate"], hyper["warmup_steps"],
                   hyper["min_lr_ratio"]},
                  hyper["steps"]),
-        model(golden.model, {.precision = precision, .micro_batch_size = micro_batch_size}),
-        reducer(communicator, model.gradients(), ranges(model.table()), /*bucket_bytes=*/16384),
+        sharding(ParameterTable(golden.model).size(),
+                 {.virtual_workers = batches.plan().virtual_workers,
+                  .rank = communicator.rank(),
+                  .workers = communicator.size(),
+                  .replicated = options.replicated,
+                  .bucket_bytes = 16384}),
+        model(golden.model, {.precision = precision,
+                             .micro_batch_size = micro_batch_size,
+                             .padded_size = sharding.padded_size()}),
+        reducer(communicator, model.padded_gradients(), sharding, model.table().group_ranges(),
+                options.gradient_dtype),
         optimizer(model.table(),
                   {kind, hyper["beta1"], hyper["beta2"], hyper["epsilon"], hyper["weight_decay"]},
-                  model.weights(), 0, model.table().size()),
+                  model.weights(), sharding.updated()),
         scaler(loss_scaler),
-        step(model, batches, reducer, optimizer, scaler, schedule, {.norm = hyper["clip_norm"]},
-             communicator, stop_requested) {
-    golden.read_weights(optimizer.master());
+        step(model, batches, sharding, reducer, optimizer, scaler, schedule,
+             {.norm = hyper["clip_norm"]}, communicator, stop_requested) {
+    std::vector<float> weights(static_cast<size_t>(model.table().size()));
+    golden.read_weights(Tensor(weights.data(), DType::fp32, {model.table().size()}));
+    for (const AdamW::Piece& piece : optimizer.pieces()) {
+      std::copy_n(weights.data() + piece.range.begin, piece.range.size(), piece.master.as<float>());
+    }
+    publish_weights(communicator);
+  }
+
+  void publish_weights(Communicator& communicator) {
     optimizer.publish_weights();
+    Stream stream;
+    gather_shards(sharding, model.padded_weights(), communicator, stream);
   }
 
-  static std::vector<std::pair<int64_t, int64_t>> ranges(const ParameterTable& table) {
-    std::vector<std::pair<int64_t, int64_t>> all;
-    for (int group = 0; group < table.num_groups(); group++)
-      all.push_back(table.group_range(group));
-    return all;
+  // The one element of the master weights, where this worker has it.
+  float* master(int64_t place) const {
+    for (const AdamW::Piece& piece : optimizer.pieces()) {
+      if (piece.range.begin <= place && place < piece.range.end)
+        return piece.master.as<float>() + (place - piece.range.begin);
+    }
+    return nullptr;
   }
 
+  // Those that compute, widened: all of them on every worker.
   std::vector<float> weights() const {
-    const float* w = optimizer.master().as<float>();
-    return {w, w + optimizer.master().size()};
+    Buffer wide(DType::fp32, {model.table().size()});
+    Stream stream;
+    kernels::cast(wide.tensor(), model.weights(), stream);
+    const float* w = wide.tensor().as<float>();
+    return {w, w + wide.tensor().size()};
   }
 
   nlohmann::json hyper;
   GoldenBatches batches;
   LrSchedule schedule;
+  Sharding sharding;
   Transformer model;
   GradientReducer reducer;
   AdamW optimizer;

@@ -28,6 +28,9 @@ TEST(Progress, WhatIsNotKnownIsLeftOut) {
   status.step = 1;
   EXPECT_EQ(progress_text(status),
             "step   1/600  loss 4.2174  skipped  grad norm 0.87  12,345 tokens/s");
+  status.peak_share = 1.7;  // of a peak that was measured while the machine was busy
+  EXPECT_EQ(progress_text(status),
+            "step   1/600  loss 4.2174  skipped  grad norm 0.87  12,345 tokens/s");
 }
 
 TEST(Progress, TheLiveLineFillsItsBarAndFitsTheTerminal) {
@@ -35,6 +38,7 @@ TEST(Progress, TheLiveLineFillsItsBarAndFitsTheTerminal) {
   for (int width = 30; width < 200; width++) {
     EXPECT_LT(live_line(kStatus, width).size(), static_cast<size_t>(width)) << width;
   }
+  EXPECT_EQ(live_line(kStatus, 120), "[###-------------] " + progress_text(kStatus));
   EXPECT_EQ(live_line(kStatus, 80),
             "[#-------] step 120/600  loss 4.2174  lr 5.91e-04  12,345 tokens/s  4:10 left");
   EXPECT_EQ(live_line(kStatus, 50), "[#-------] step 120/600  loss 4.2174  4:10 left");

@@ -74,8 +74,8 @@ TEST_F(TrainStepTest, AnOverflowingRunSkipsHalvesAndRecovers) {
   run.scaler.restore(0x1p40, 1234);
   const std::vector<float> start = run.weights();
   const auto moments = [&] {
-    const float* v = run.optimizer.exp_avg_sq().as<float>();
-    return std::vector<float>(v, v + run.optimizer.exp_avg_sq().size());
+    const Tensor& v = run.optimizer.pieces().at(0).exp_avg_sq;
+    return std::vector<float>(v.as<float>(), v.as<float>() + v.size());
   };
   int skipped = 0;
   double scale = 0x1p40;
@@ -119,8 +119,8 @@ TEST_F(TrainStepTest, TheLossScaleChangesNoBitInFp32) {
 TEST_F(TrainStepTest, GradientsThatAreNotFiniteNeverReachTheWeightsWithoutAScaler) {
   for (DType precision : {DType::fp32, DType::bf16}) {
     GoldenRun run(golden, OptimizerKind::adamw, precision, 4, LossScaler::fixed(1), alone);
-    run.optimizer.master().as<float>()[5] = NAN;
-    run.optimizer.publish_weights();
+    *run.master(5) = NAN;
+    run.publish_weights(alone);
     const std::vector<float> start = run.weights();
     for (int step = 1; step <= 3; step++) {
       EXPECT_TRUE(run.step.run(run.state).skipped);
@@ -128,8 +128,8 @@ TEST_F(TrainStepTest, GradientsThatAreNotFiniteNeverReachTheWeightsWithoutAScale
     }
     const std::vector<float> end = run.weights();
     EXPECT_EQ(0, std::memcmp(start.data(), end.data(), start.size() * sizeof(float)));
-    run.optimizer.master().as<float>()[5] = 0;
-    run.optimizer.publish_weights();
+    *run.master(5) = 0;
+    run.publish_weights(alone);
     EXPECT_FALSE(run.step.run(run.state).skipped);
     EXPECT_EQ(run.state.lost_steps, 0);
     EXPECT_EQ(run.state.skipped_steps, 3);
@@ -144,16 +144,25 @@ TEST_F(TrainStepTest, AStopIsReported) {
 }
 
 TEST(BatchPlan, MustDivide) {
-  EXPECT_NO_THROW(validate({.batch_size = 24, .micro_batch_size = 4, .workers = 3}));
+  EXPECT_NO_THROW(
+      validate({.batch_size = 24, .micro_batch_size = 4, .workers = 3, .virtual_workers = 6}));
   try {
-    validate({.batch_size = 20, .micro_batch_size = 4, .workers = 3});
+    validate({.batch_size = 20, .micro_batch_size = 4, .workers = 3, .virtual_workers = 3});
     FAIL() << "20 is not a multiple of 12";
   } catch (const UsageError& error) {
     EXPECT_STREQ(error.what(),
-                 "--batch-size 20 cannot be dealt to 3 worker(s) in micro-batches of 4: it must be "
-                 "a multiple of 3 x 4 = 12");
+                 "--batch-size 20 cannot be dealt to 3 virtual worker(s) in micro-batches of 4: it "
+                 "must be a multiple of 3 x 4 = 12");
   }
   EXPECT_THROW(validate({.batch_size = 0, .micro_batch_size = 1}), UsageError);
+  try {
+    validate({.batch_size = 24, .micro_batch_size = 1, .workers = 5, .virtual_workers = 24});
+    FAIL() << "24 is not a multiple of 5";
+  } catch (const UsageError& error) {
+    EXPECT_STREQ(error.what(),
+                 "24 virtual workers cannot be dealt to 5 workers: the run can go on with 1, 2, 3, "
+                 "4, 6, 8, 12, 24");
+  }
 }
 
 }  // namespace

@@ -1,0 +1,158 @@
+#include "trainer/replay.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "comm/agreement.h"
+#include "trainer/training.h"
+
+namespace lockstep {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::array kKinds{FlatKind::weights, FlatKind::exp_avg, FlatKind::exp_avg_sq};
+constexpr std::array kGroups{"/model", "/optimizer/exp_avg", "/optimizer/exp_avg_sq"};
+
+// RUN/metrics.jsonl by step; a line that is not whole is passed over.
+std::map<int64_t, json> noted_steps(const std::filesystem::path& run) {
+  std::map<int64_t, json> steps;
+  std::ifstream file(run / "metrics.jsonl");
+  for (std::string line; std::getline(file, line);) {
+    const json object = json::parse(line, nullptr, false);
+    if (object.is_object() && object.value("step", json()).is_number_integer()) {
+      steps[object["step"].get<int64_t>()] = object;
+    }
+  }
+  return steps;
+}
+
+// What the step's line says otherwise; empty: nothing. Numbers are written so that they read back
+// as they were.
+std::string difference(const StepResult& result, const json& noted) {
+  const std::array<std::pair<const char*, double>, 3> values{
+      {{"loss", result.loss}, {"grad_norm", result.grad_norm}, {"loss_scale", result.loss_scale}}};
+  for (const auto& [name, value] : values) {
+    const json then = noted.value(name, json()), now = json::parse(json(value).dump());
+    if (now != then) return fmt::format("{} {}, noted was {}", name, now.dump(), then.dump());
+  }
+  return "";
+}
+
+// The first element of `tensor` that has other bits in the checkpoint, from `begin` of a flat
+// buffer on; -1: none.
+int64_t first_difference(const Checkpoint& checkpoint, FlatKind kind, int64_t begin,
+                         const Tensor& tensor) {
+  constexpr int64_t kPiece = int64_t{1} << 22;  // elements
+  const Buffer other(DType::fp32, {std::min(kPiece, tensor.size())});
+  for (int64_t at = 0; at < tensor.size(); at += kPiece) {
+    const int64_t count = std::min(kPiece, tensor.size() - at);
+    const Tensor read = other.tensor().slice(0, count);
+    checkpoint.read(kind, begin + at, read);
+    const float* ours = tensor.as<float>() + at;
+    const float* theirs = read.as<float>();
+    if (std::memcmp(ours, theirs, static_cast<size_t>(read.size_bytes())) == 0) continue;
+    for (int64_t i = 0; i < count; i++) {
+      if (std::memcmp(ours + i, theirs + i, sizeof(float)) != 0) return begin + at + i;
+    }
+  }
+  return -1;
+}
+
+std::string difference(const Training& training, const Checkpoint& checkpoint,
+                       Communicator& communicator) {
+  const int64_t size = checkpoint.table().size();
+  const int64_t none = size * static_cast<int64_t>(kKinds.size());
+  int64_t found = none;  // the first place over all three buffers
+  run_together(communicator, [&] {
+    for (const CheckpointSlice& slice : training.shard()) {
+      const std::array tensors{slice.weights, slice.exp_avg, slice.exp_avg_sq};
+      for (size_t kind = 0; kind < kKinds.size(); kind++) {
+        const int64_t at =
+            first_difference(checkpoint, kKinds[kind], slice.range.begin, tensors[kind]);
+        if (at >= 0) found = std::min(found, static_cast<int64_t>(kind) * size + at);
+      }
+    }
+  });
+  auto first = static_cast<double>(found);  // exact below 2^53
+  communicator.all_reduce(&first, 1, ReduceOp::min);
+  found = static_cast<int64_t>(first);
+  if (found == none) return "";
+  for (const Parameter& parameter : checkpoint.table().parameters()) {
+    const int64_t at = found % size;
+    if (at >= parameter.offset && at < parameter.end()) {
+      return fmt::format("{}/{} in {}, first at element {}",
+                         kGroups[static_cast<size_t>(found / size)], parameter.name,
+                         checkpoint.path().string(), at - parameter.offset);
+    }
+  }
+  CHECK(false, "element {} belongs to no parameter", found);
+  return "";
+}
+
+void check_ends(const Checkpoint& from, const Checkpoint& to) {
+  for (const Checkpoint* end : {&from, &to}) {
+    if (end->has_optimizer_state()) continue;
+    throw UsageError("{} holds weights only; a replay needs two step folders of a run",
+                     end->path().string());
+  }
+  if (from.info().step >= to.info().step) {
+    throw UsageError("{} is of step {} and {} of step {}: name the earlier one first",
+                     from.path().string(), from.info().step, to.path().string(), to.info().step);
+  }
+  if (from.info().model != to.info().model || from.info().run_config != to.info().run_config) {
+    throw UsageError(
+        "{} and {} belong to runs with other options: 'lockstep checkpoint diff' "
+        "shows them",
+        from.path().string(), to.path().string());
+  }
+}
+
+}  // namespace
+
+Replay replay(const TrainConfig& config, Checkpoint from, const Checkpoint& to,
+              const Dataset& dataset, Communicator& communicator,
+              const std::function<void(int64_t)>& progress) {
+  run_together(communicator, [&] {
+    check_ends(from, to);
+    check_resume(config, dataset, from);
+  });
+  const std::map<int64_t, json> noted = noted_steps(config.run);
+  const std::vector<int64_t> saved = list_checkpoints(config.run);
+  const int64_t last = to.info().step;
+  const std::atomic<bool> never{false};
+  Start start;
+  start.checkpoint.emplace(std::move(from));
+  start.resumes = true;
+  Training training(config, communicator, dataset, start, never);
+
+  Replay result;
+  while (training.state().step < last) {
+    const StepResult step = training.step();
+    progress(step.step);
+    const auto line = noted.find(step.step);
+    const std::string said = line == noted.end() ? "" : difference(step, line->second);
+    if (!said.empty() && result.same) result = {false, step.step, said};
+
+    std::optional<Checkpoint> there;
+    if (step.step != last && std::binary_search(saved.begin(), saved.end(), step.step)) {
+      run_together(communicator, [&] {
+        there.emplace(Checkpoint::open(checkpoint_folder(config.run, step.step)));
+      });
+    }
+    if (!there && step.step != last) continue;
+    const std::string held = difference(training, there ? *there : to, communicator);
+    if (held.empty()) continue;
+    if (result.same) return {false, step.step, held};
+    result.what += "; " + held;
+    return result;
+  }
+  return result;
+}
+
+}  // namespace lockstep

@@ -1,0 +1,30 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "checkpoints/checkpoint.h"
+#include "comm/communicator.h"
+#include "data/dataset.h"
+#include "trainer/config.h"
+
+namespace lockstep {
+
+struct Replay {
+  bool same = true;
+  // Where not: the first step that differs from what the run noted in its metrics, or whose
+  // checkpoint differs, and what differs there ("loss", "/model/..." with the element).
+  int64_t step = 0;
+  std::string what;
+};
+
+// Trains again from checkpoint `from` to the step of `to`, two of one run that `config` describes,
+// and compares with what the run left in config.run: loss and gradient norm of each step, and all
+// weights and moments where there is a checkpoint. Writes nothing. Throws UsageError or DataError
+// when the two or the configuration do not belong together. `progress` is called after each step.
+// Collective.
+Replay replay(const TrainConfig& config, Checkpoint from, const Checkpoint& to,
+              const Dataset& dataset, Communicator& communicator,
+              const std::function<void(int64_t step)>& progress);
+
+}  // namespace lockstep

@@ -1,0 +1,99 @@
+#include "trainer/training.h"
+
+#include <nlohmann/json.hpp>
+
+#include "comm/agreement.h"
+#include "kernels/reduce.h"
+
+namespace lockstep {
+namespace {
+
+Sharding sharding(const TrainConfig& config, const Communicator& communicator) {
+  return Sharding(ParameterTable(config.model).size(),
+                  {.virtual_workers = config.virtual_workers,
+                   .rank = communicator.rank(),
+                   .workers = communicator.size(),
+                   .replicated = config.reduce == Reduce::all_reduce});
+}
+
+LossScaler loss_scaler(const TrainConfig& config) {
+  if (config.loss_scale) return LossScaler::fixed(*config.loss_scale);
+  return config.precision == DType::fp16 ? LossScaler::dynamic() : LossScaler::fixed(1);
+}
+
+}  // namespace
+
+BatchPlan batch_plan(const TrainConfig& config, const Communicator& communicator) {
+  return {config.batch_size,   config.micro_batch_size, config.model.context_length,
+          communicator.rank(), communicator.size(),     config.virtual_workers};
+}
+
+Training::Training(const TrainConfig& config, Communicator& communicator, const Dataset& dataset,
+                   const Start& start, const std::atomic<bool>& stop_requested)
+    : config_(config),
+      communicator_(communicator),
+      sharding_(sharding(config, communicator)),
+      sampler_(dataset.split("train").size(), config.model.context_length, config.batch_size,
+               config.seed),
+      loader_(dataset.split("train"), sampler_, batch_plan(config, communicator)),
+      schedule_(config.schedule, config.steps),
+      scaler_(loss_scaler(config)),
+      model_(config.model, {.precision = config.precision,
+                            .micro_batch_size = config.micro_batch_size,
+                            .recompute = config.recompute,
+                            .seed = config.seed,
+                            .padded_size = sharding_.padded_size()}),
+      reducer_(communicator, model_.padded_gradients(), sharding_, model_.table().group_ranges(),
+               config.gradient_dtype),
+      optimizer_(model_.table(), config.optimizer, model_.weights(), sharding_.updated()),
+      step_(model_, loader_, sharding_, reducer_, optimizer_, scaler_, schedule_,
+            {config.optimizer.clip_norm, config.optimizer.clip_value}, communicator,
+            stop_requested) {
+  load(start);
+}
+
+void Training::load(const Start& start) {
+  Stream stream;
+  if (!start.checkpoint) {
+    // Through the gradients' memory, which nothing else needs yet.
+    const Tensor weights = model_.gradients();
+    initialize(model_.table(), config_.model, config_.seed, weights);
+    for (const AdamW::Piece& piece : optimizer_.pieces()) {
+      kernels::cast(piece.master, weights.slice(piece.range.begin, piece.range.end), stream);
+    }
+  } else {
+    const Checkpoint& checkpoint = *start.checkpoint;
+    run_together(communicator_, [&] {
+      for (const AdamW::Piece& piece : optimizer_.pieces()) {
+        checkpoint.read(FlatKind::weights, piece.range.begin, piece.master);
+        if (!start.resumes) continue;
+        checkpoint.read(FlatKind::exp_avg, piece.range.begin, piece.exp_avg);
+        checkpoint.read(FlatKind::exp_avg_sq, piece.range.begin, piece.exp_avg_sq);
+      }
+      if (start.resumes) state_ = trainer_state_from_json(checkpoint.info().trainer_state);
+    });
+  }
+  optimizer_.publish_weights();
+  gather_shards(sharding_, model_.padded_weights(), communicator_, stream);
+  if (start.resumes) scaler_.restore(state_.loss_scale, state_.clean_steps);
+}
+
+std::vector<CheckpointSlice> Training::shard() const {
+  std::vector<CheckpointSlice> slices;
+  for (const Range& range : sharding_.shard()) {
+    for (const AdamW::Piece& piece : optimizer_.pieces()) {
+      if (range.begin < piece.range.begin || range.end > piece.range.end) continue;
+      const AdamW::Piece own = piece.slice(range);
+      slices.push_back({range, own.master, own.exp_avg, own.exp_avg_sq});
+    }
+  }
+  return slices;
+}
+
+int64_t Training::memory_bytes() const {
+  const Transformer::Memory model = model_.memory();
+  return model.weights + model.gradients + model.activations + optimizer_.memory_bytes() +
+         reducer_.memory_bytes();
+}
+
+}  // namespace lockstep
