@@ -139,12 +139,14 @@ std::optional<std::string> nearest(std::string_view name, const std::vector<std:
   std::optional<std::string> best;
   size_t best_distance = 0;
   for (const auto& candidate : names) {
-    // A name that begins with what was typed, or the reverse, is near whatever its length.
+    // A name that begins with what was typed, or the reverse, is near whatever its length, and
+    // nearer than two slips, but not than one. Distances count halves.
     const bool prefix = name.size() >= 3 && candidate.size() >= 3 &&
                         (candidate.starts_with(name) || name.starts_with(candidate));
-    const size_t d = prefix ? 1 : distance(name, candidate);
-    if (d <= std::max<size_t>(1, std::max(name.size(), candidate.size()) / 3) &&
-        (!best || d < best_distance)) {
+    const size_t slips = distance(name, candidate);
+    const size_t d = prefix && slips > 1 ? 3 : 2 * slips;
+    const size_t allowed = std::max<size_t>(1, std::max(name.size(), candidate.size()) / 3);
+    if ((prefix || slips <= allowed) && (!best || d < best_distance)) {
       best = candidate;
       best_distance = d;
     }

@@ -201,6 +201,9 @@ TEST(Nearest, CountsEditsAndSwaps) {
   EXPECT_EQ(nearest("head", names), "heads");
   EXPECT_EQ(nearest("step", names), "steps");
   EXPECT_EQ(nearest("qwerty", names), std::nullopt);
+  // One slip is nearer than a beginning in common, and that nearer than two slips.
+  EXPECT_EQ(nearest("gelu-tanh", {"tanh", "gelu", "gelu_tanh"}), "gelu_tanh");
+  EXPECT_EQ(nearest("clip", {"flap", "clip-norm"}), "clip-norm");
 }
 
 }  // namespace
