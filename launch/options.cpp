@@ -206,6 +206,7 @@ void OptionTable::read_file(const std::filesystem::path& file,
   }
   std::string line;
   for (int number = 1; std::getline(in, line); number++) {
+    if (number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);  // of some editors
     const std::string_view content = trimmed(line);
     if (content.empty() || content.front() == '#') continue;
     const std::string where = fmt::format("{}:{}", file.string(), number);

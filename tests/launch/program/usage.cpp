@@ -110,6 +110,7 @@ TEST_F(Usage, ConfigurationFile) {
   expect_error(with("# steps\nsteps 4\n"), 2, {"run.cfg:2: expected 'name = value'"});
   expect_error(with("steps = many\n", {.workers = 2}), 2,
                {"run.cfg:1: steps many: a whole number"});
+  expect_error(with("\xef\xbb\xbfsteps = 4\r\nseed = x\r\n"), 2, {"run.cfg:2: seed x:"});
   expect_error(with("steps = 4\nsteps = 5\n"), 2, {"run.cfg:2: steps is given twice"});
   expect_error(with("fresh = true\n"), 2, {"'fresh' works on the command line only"});
   expect_error(with("heads = 3\nhidden-size = 16\n"), 2, {"3 heads do not divide"});
