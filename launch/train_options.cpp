@@ -277,8 +277,12 @@ void resolve_reduction(TrainOptions& o, const OptionTable& table, int workers) {
     if (!o.virtual_workers) o.virtual_workers = workers;
     if (!o.gradient_dtype) o.gradient_dtype = DType::fp32;
     if (*o.virtual_workers % workers != 0) {
-      throw UsageError("{} workers do not divide the run's {} virtual workers; start one of {}",
-                       workers, *o.virtual_workers, divisors_text(*o.virtual_workers));
+      throw UsageError(
+          "the {} virtual worker{} of the run cannot be dealt to {} workers: start it with {}, or "
+          "a "
+          "new run with another --virtual-workers",
+          *o.virtual_workers, *o.virtual_workers == 1 ? "" : "s", workers,
+          divisors_text(*o.virtual_workers));
     }
     return;
   }

@@ -115,7 +115,7 @@ TEST_F(Train, RefusesOptionsThatContradictTheRun) {
   expect_error(resume(folder, {"--batch-size", "12"}, {.workers = 2}), 2,
                {what, "--batch-size 12 against 6"});
   expect_error(resume(folder, {}, {.workers = 4}), 2,
-               {"batch-size 6 is not divisible by 4 workers", "out of 1, 2, 3, 6"});
+               {"6 virtual workers of the run cannot be dealt to 4 workers", "with 1, 2, 3, 6"});
   expect_error(resume(folder, {"--fresh"}), 2, {"--fresh", "holds checkpoints already"});
   EXPECT_EQ(step_folders(folder), step_folders(world.run()));
   EXPECT_EQ(read_text(folder / "run.cfg"), read_text(world.run() / "run.cfg"));

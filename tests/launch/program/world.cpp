@@ -84,9 +84,11 @@ fs::path World::run() {
 }
 
 Arguments train_arguments(const fs::path& data, const fs::path& run, const Arguments& more) {
-  Arguments all{"train", "--data",          data,  "--run",         run,  "--layers",
-                "2",     "--heads",         "2",   "--hidden-size", "16", "--context-length",
-                "32",    "--batch-size",    "6",   "--threads",     "1",  "--precision",
+  Arguments all{"train", "--data",          data,  "--run",
+                run,     "--layers",        "2",   "--heads",
+                "2",     "--hidden-size",   "16",  "--context-length",
+                "32",    "--batch-size",    "6",   "--virtual-workers",
+                "6",     "--threads",       "1",   "--precision",
                 "fp32",  "--learning-rate", "1e-2"};
   all.insert(all.end(), more.begin(), more.end());
   return all;
