@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <map>
 #include <random>
 #include <string>
 #include <utility>
@@ -85,28 +84,31 @@ TEST(BpeTrainer, MergesByTheDefinition) {
   }
 }
 
-// Ids above 65,535 take another type in the trainer.
-TEST(BpeTrainer, LargeVocabulariesBeginAsSmallOnes) {
-  BpeTrainer trainer = trainer_of(random_words(80'000));
+// Ids above 65,535 take another type in the trainer. 41^3 words occur twice, and so become tokens
+// before the letters of one long word, which occurs once, are merged step by step.
+TEST(BpeTrainer, MergesTokensOfLargeIds) {
+  constexpr std::string_view kLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNO";
+  const std::string last = "PQRSTUVWXYZ";
+  BpeTrainer trainer;
+  trainer.add_text(last);
+  std::vector<std::string> words{last};
+  for (const char a : kLetters) {
+    for (const char b : kLetters) {
+      for (const char c : kLetters) words.push_back({a, b, c});
+    }
+  }
+  for (size_t i = 1; i < words.size(); i++) {
+    trainer.add_text(words[i]);
+    trainer.add_text(words[i]);
+  }
   const Tokenizer small = trainer.train(65'536);
-  trainer.add_text("");  // more text may come
-  const Tokenizer large = trainer.train(66'000);
+  const Tokenizer large = trainer.train(100'000);
   ASSERT_EQ(small.vocab_size(), 65'536);
-  ASSERT_EQ(large.vocab_size(), 66'000);
   for (int32_t id = 0; id < small.vocab_size(); id++) {
     ASSERT_EQ(large.token_bytes(id), small.token_bytes(id)) << "id " << id;
   }
-  // Every token above is two tokens below it, joined.
-  std::map<std::string_view, int32_t> id_of;
-  for (int32_t id = 0; id < large.vocab_size(); id++) {
-    const std::string_view token = large.token_bytes(id);
-    bool is_joined = id < 257;
-    for (size_t cut = 1; cut < token.size() && !is_joined; cut++) {
-      is_joined = id_of.contains(token.substr(0, cut)) && id_of.contains(token.substr(cut));
-    }
-    ASSERT_TRUE(is_joined) << "id " << id;
-    id_of.emplace(token, id);
-  }
+  EXPECT_EQ(large.token_bytes(static_cast<int32_t>(large.vocab_size()) - 1), last);
+  for (const std::string& word : words) ASSERT_EQ(large.encode(word).size(), 1u) << word;
 }
 
 TEST(BpeTrainer, TextAddedAfterTrainingCounts) {
