@@ -163,6 +163,16 @@ auto& find_or_make(Map& map, const Gemm& product, Make make) {
   return found->second;
 }
 
+// AMD's processors multiply bf16 by AVX-512 at twice the rate of fp32, Intel's at half of it
+// (Sapphire Rapids: 87 against 175 GFLOP/s a core), and fast by AMX alone.
+int isa_of_fast_bf16() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_is("intel")) return dnnl_cpu_isa_avx512_core_amx;
+#endif
+  return dnnl_cpu_isa_avx512_core_bf16;
+}
+
 DeviceError refusal(const Gemm& product, const dnnl::error& e) {
   return DeviceError("oneDNN refuses a matrix product ({} x {} x {}, {}): {}", product.m, product.n,
                      product.k, name(product.inputs), e.what());
@@ -210,7 +220,7 @@ bool has_fast_product(DType dtype) {
       return false;
     }
   };
-  static const bool bf16 = probe(DType::bf16, dnnl_cpu_isa_avx512_core_bf16);
+  static const bool bf16 = probe(DType::bf16, isa_of_fast_bf16());
 #if DNNL_VERSION_MAJOR >= 3
   static const bool fp16 = probe(DType::fp16, dnnl_cpu_isa_avx512_core_fp16);
 #else
