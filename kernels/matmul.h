@@ -10,8 +10,9 @@
 //
 // N rows (tokens, B*T), I inputs, O outputs. x, y, dx, dy, weight and bias share one dtype; dweight
 // and dbias are fp32. Products of bf16 and fp16 are added up in fp32; where the machine has no
-// product of the type, operands are widened and multiplied in fp32. Work is cut into pieces that
-// depend on the shape alone, each computed by one thread: the same bits for any number of threads.
+// fast product of the type, operands are widened and multiplied in fp32. Work is cut into pieces
+// that depend on the shape alone, each computed by one thread: the same bits for any number of
+// threads.
 namespace lockstep::kernels::cpu {
 
 // Writes y (N, O). bias may be empty.

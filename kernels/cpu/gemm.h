@@ -6,7 +6,8 @@
 // order of its sums depend on their number.
 namespace lockstep::kernels::cpu {
 
-// C = A B, or C += A B. A is (m, k), B (k, n), C (m, n) fp32, as are sums. Each is a row-major
+// C = A B (+ C) (+ bias). A is (m, k), B (k, n), C (m, n) fp32, as are sums and the bias (n), which
+// each row of C gets. Each matrix is a row-major
 // matrix with `stride` elements from row to row, or the transpose of one. Equal products (this
 // struct, not the operands) give equal bits for equal operands; a product with another m may not:
 // oneDNN chooses its method by the sizes.
@@ -16,13 +17,14 @@ struct Gemm {
   bool a_transposed = false, b_transposed = false;
   bool b_packed = false;  // B is as pack_for() left it
   bool accumulate = false;
+  bool add_bias = false;
   DType inputs = DType::fp32;  // of A and B
   friend bool operator==(const Gemm&, const Gemm&) = default;
 };
 
 // Throws DeviceError when oneDNN refuses, which it does for bf16 and fp16 unless
 // has_fast_product(inputs).
-void gemm(const Gemm& product, const void* a, const void* b, float* c);
+void gemm(const Gemm& product, const void* a, const void* b, float* c, const float* bias = nullptr);
 
 // B in the order that oneDNN reads it fastest, in `scratch` until its next use: worth its time
 // where B is multiplied more than once. `b` is as b_stride and b_transposed say.

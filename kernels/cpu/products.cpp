@@ -56,15 +56,11 @@ const P* as_product_type(const Tensor& x, Scratch& scratch) {
   }
 }
 
-// Writes a piece of y: the sums, plus the bias if there is one.
+// Rounds a piece of y, without gaps, into its place.
 template <class Y>
-LOCKSTEP_CLONES void store(Y* y, int64_t stride, const float* sums, const float* bias, int64_t rows,
-                           int64_t cols) {
-  for (int64_t n = 0; n < rows; n++) {
-#pragma omp simd
-    for (int64_t c = 0; c < cols; c++)
-      y[n * stride + c] = from_float<Y>(sums[n * cols + c] + bias[c]);
-  }
+void store(Y* y, int64_t stride, const float* sums, int64_t sum_stride, int64_t rows,
+           int64_t cols) {
+  for (int64_t n = 0; n < rows; n++) narrow(y + n * stride, sums + n * sum_stride, cols);
 }
 
 // Columns [column, column + width) of y = x B + bias for rows [row, end).
@@ -81,42 +77,51 @@ class RowsTask {
         sum_length_(even_piece(k_, kSumBytes / static_cast<int64_t>(sizeof(P)))) {}
 
   void run(int64_t row, int64_t end, int64_t column, int64_t width) const {
-    static thread_local Scratch sum_scratch, row_scratch;
-    float* sums = sum_scratch.get<float>(kRowGroup * width);
-    float bias[kColumnPiece] = {};
+    static thread_local Scratch sum_scratch;
+    float bias[kColumnPiece];
     if (!bias_.empty()) widen(bias, bias_.as<T>() + column, width);
+    // Sums of fp32 grow where they belong, but for those of a short piece; others are rounded.
+    const bool in_place = y_.dtype() == DType::fp32;
+    const int64_t whole = in_place ? (end - row) / kRowPiece * kRowPiece : 0;
+    const int64_t sum_stride = in_place ? y_.cols() : width;
+    const int64_t in_scratch = pieces(end - row - whole, kRowPiece) * kRowPiece;
+    float* sums = sum_scratch.get<float>(in_scratch * sum_stride);
     for (int64_t k = 0; k < k_; k += sum_length_) {
       Gemm product{.m = kRowPiece,
                    .n = width,
                    .k = std::min(sum_length_, k_ - k),
                    .a_stride = k_,
                    .b_stride = width,
-                   .c_stride = width,
+                   .c_stride = sum_stride,
                    .accumulate = k > 0,
+                   .add_bias = k + sum_length_ >= k_ && !bias_.empty(),
                    .inputs = kDTypeOf<P>};
       const void* b = packed(product, k, column);
       for (int64_t n = row; n < end; n += kRowPiece) {
-        const int64_t count = std::min(kRowPiece, end - n);
-        const P* rows = x_ + n * k_ + k;
-        product.a_stride = k_;
-        if (count < kRowPiece) {
-          P* filled = row_scratch.get<P>(kRowPiece * k_);
-          for (int64_t r = 0; r < count; r++)
-            std::copy_n(rows + r * k_, product.k, filled + r * k_);
-          rows = filled;
-        }
-        float* sums_of_rows = sums + (n - row) * width;
-        gemm(product, rows, b, sums_of_rows);
-        if (k + sum_length_ < k_) continue;
-        with_float_type(y_.dtype(), [&](auto tag) {
-          using Y = typename decltype(tag)::type;
-          store(y_.as<Y>() + n * y_.cols() + column, y_.cols(), sums_of_rows, bias, count, width);
-        });
+        float* sums_of_rows = n < row + whole ? y_.as<float>() + n * sum_stride + column
+                                              : sums + (n - row - whole) * sum_stride;
+        gemm(product, rows_of_x(n, std::min(kRowPiece, end - n), k, product.k), b, sums_of_rows,
+             product.add_bias ? bias : nullptr);
       }
     }
+    with_float_type(y_.dtype(), [&](auto tag) {
+      using Y = typename decltype(tag)::type;
+      store(y_.as<Y>() + (row + whole) * y_.cols() + column, y_.cols(), sums, sum_stride,
+            end - row - whole, width);
+    });
   }
 
  private:
+  // kRowPiece rows of x from row n and column k on, `count` of them real, the others undefined.
+  const P* rows_of_x(int64_t n, int64_t count, int64_t k, int64_t columns) const {
+    static thread_local Scratch scratch;
+    const P* rows = x_ + n * k_ + k;
+    if (count == kRowPiece) return rows;
+    P* filled = scratch.get<P>(kRowPiece * k_);
+    for (int64_t r = 0; r < count; r++) std::copy_n(rows + r * k_, columns, filled + r * k_);
+    return filled;
+  }
+
   // Rows [k, k + product.k) of columns [column, column + product.n) of B. Completes `product`.
   const void* packed(Gemm& product, int64_t k, int64_t column) const {
     static thread_local Scratch scratch;
