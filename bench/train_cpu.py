@@ -80,8 +80,8 @@ def commit():
 def heading(args):
     torch = output_of([args.python, "-c", "import torch; print(torch.__version__)"]).strip()
     return (f"{datetime.date.today()}, commit {commit()}, {machine()}. {args.precision}, "
-            f"{args.threads} threads, {args.pairs} pairs of runs, PyTorch {torch}; seconds a step, "
-            "medians.")
+            f"{args.threads} threads, PyTorch {torch}; seconds a step, "
+            f"medians; pairs of runs: {args.pairs}.")
 
 
 def measured_row(args, name):
