@@ -58,10 +58,9 @@ std::string overview() {
       "  mpirun -np 2 lockstep train --data data --run run\n"
       "  lockstep generate --checkpoint run --prompt \"Once upon a time\"\n"
       "\n"
-      "Exit codes: 0 done; 1 'checkpoint diff' found a difference; 2 wrong usage or "
-      "configuration;\n"
-      "3 unusable data or checkpoint; 4 device or communication failure; 75 stopped on request,\n"
-      "after saving (run it again to go on).\n";
+      "Exit codes: 0 done; 1 'checkpoint diff' or 'verify --replay' found a difference; 2 wrong\n"
+      "usage or configuration; 3 unusable data or checkpoint; 4 device or communication failure;\n"
+      "75 stopped on request, after saving (run it again to go on).\n";
   return text;
 }
 

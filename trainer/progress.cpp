@@ -14,6 +14,8 @@
 #include <fstream>
 #include <vector>
 
+#include "core/text.h"
+
 namespace lockstep {
 namespace {
 
@@ -41,16 +43,6 @@ int terminal_width(int terminal) {
   return ioctl(terminal, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
-std::string with_thousands(double value) {
-  const std::string digits = fmt::format("{:.0f}", value);
-  std::string text;
-  for (size_t i = 0; i < digits.size(); i++) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
-}
-
 // What the line says, in order, and which goes first where it does not fit.
 struct Word {
   std::string text;
@@ -65,7 +57,7 @@ std::vector<Word> words(const ProgressStatus& s) {
   words.push_back({fmt::format("loss {:.4f}", std::abs(s.loss)), 1});
   words.push_back({s.skipped ? "skipped" : fmt::format("lr {:.2e}", s.learning_rate), 4});
   words.push_back({fmt::format("grad norm {:.2f}", std::abs(s.grad_norm)), 5});
-  words.push_back({with_thousands(s.tokens_per_second) + " tokens/s", 3});
+  words.push_back({grouped(std::llround(s.tokens_per_second)) + " tokens/s", 3});
   // Above 1 something else was busy while the peak was measured, and the share says nothing.
   if (s.peak_share > 0 && s.peak_share <= 1) {
     words.push_back({fmt::format("{:.0f} % of peak", 100 * s.peak_share), 6});

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "comm/agreement.h"
+#include "core/text.h"
 #include "core/thread_pool.h"
 #include "kernels/machine.h"
 #include "trainer/replicas.h"
@@ -20,12 +21,6 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 std::string plural(int64_t count, const char* noun) {
   return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
-}
-
-std::string count_text(double count) {
-  if (count >= 1e9) return fmt::format("{:.2f} billion", count / 1e9);
-  if (count >= 1e6) return fmt::format("{:.2f} million", count / 1e6);
-  return fmt::format("{:.0f}", count);
 }
 
 }  // namespace
@@ -66,18 +61,18 @@ void Run::open_run_folder() {
 }
 
 void Run::describe(const Start& start) {
-  const std::string dealt = config_.virtual_workers == communicator_.size()
-                                ? ""
-                                : fmt::format(", {} virtual", config_.virtual_workers);
+  const auto virtual_each = config_.virtual_workers / communicator_.size();
+  progress_.note(fmt::format("{} model of {} parameters, {}", name(config_.model.family),
+                             count_text(training_.model().table().size()),
+                             name(config_.precision)));
   progress_.note(fmt::format(
-      "{} model of {} parameters, {}; {}{} with {} each, {:.0f} MiB a worker",
-      name(config_.model.family), count_text(static_cast<double>(training_.model().table().size())),
-      name(config_.precision), plural(communicator_.size(), "worker"), dealt,
+      "{}{}, {} each, {:.0f} MiB a worker", plural(communicator_.size(), "worker"),
+      virtual_each == 1 ? "" : fmt::format(" for {} virtual", config_.virtual_workers),
       plural(num_threads(), "thread"), static_cast<double>(training_.memory_bytes()) / (1 << 20)));
   progress_.note(fmt::format("{} of {} of {} tokens: {:.2f} epochs of {} tokens",
                              plural(config_.steps, "step"), plural(config_.batch_size, "sequence"),
                              config_.model.context_length, training_.epochs(config_.steps),
-                             count_text(static_cast<double>(dataset_.split("train").size()))));
+                             count_text(dataset_.split("train").size())));
   for (const std::string& text : start.notes) progress_.note(text);
   if (start.checkpoint) {
     progress_.note(fmt::format("{} {}",
