@@ -64,7 +64,7 @@ def main():
     print("|---|---|---|---|---|---|")
     for name in args.models:
         shape = MODELS[name]
-        dataset = prepare(args.program, args.work, shape[3], args.text)
+        dataset = prepare(args, shape[3])
 
         def run(workers, threads, *more):
             return lambda: train(args.program, dataset, shape, workers, threads, args.precision,
@@ -79,7 +79,7 @@ def main():
     print("\n| model | MiB a worker, 1 worker | 2 | 4 |\n|---|---|---|---|")
     for name in args.models:
         shape = MODELS[name]
-        dataset = prepare(args.program, args.work, shape[3], args.text)
+        dataset = prepare(args, shape[3])
         memory = [train(args.program, dataset, shape, workers, 1, args.precision, steps=1)[1]
                   for workers in (1, 2, 4)]
         print(f"| {name} | {' | '.join(map(str, memory))} |", flush=True)

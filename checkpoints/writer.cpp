@@ -3,9 +3,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <future>
 #include <thread>
 
@@ -77,6 +79,8 @@ class CheckpointWriter::Implementation {
         patience_(patience) {}
 
   ~Implementation() {
+    // An error is on its way out: the others may never write their parts.
+    if (std::uncaught_exceptions() > 0) abandoned_ = true;
     try {
       wait();
     } catch (const std::exception& error) {
@@ -207,6 +211,7 @@ class CheckpointWriter::Implementation {
     auto pause = std::chrono::milliseconds(1);
     while (!fs::exists(path)) {
       throw_if_failed(folder);
+      if (abandoned_) throw DataError("worker {} has not written {}", worker, path.string());
       if (!fs::exists(folder)) throw DataError("{} has vanished", folder.string());
       if (const uint64_t now = bytes_in(folder); now != bytes) {
         bytes = now;
@@ -267,6 +272,7 @@ class CheckpointWriter::Implementation {
   const fs::path run_folder_;
   const int rank_, size_, keep_;
   const std::chrono::milliseconds patience_;
+  std::atomic<bool> abandoned_{false};
   Buffer copy_;                  // (3, shard), kept between saves
   std::future<void> under_way_;  // declared last: it must end before what it uses does
 };

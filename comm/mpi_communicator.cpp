@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <mutex>
 #include <numeric>
 #include <thread>
 
@@ -76,7 +77,80 @@ class Block {
 
 }  // namespace
 
-MpiCommunicator::MpiCommunicator(MPI_Comm parent, const Options& options) : options_(options) {
+// Whoever gives up tells all, and who waits, in whatever operation, gives up with it: so those that
+// wait hear of each other, and the others are the ones that are missing.
+struct MpiCommunicator::GivingUp {
+  explicit GivingUp(MPI_Comm parent) {
+    CHECK_MPI(MPI_Comm_dup(parent, &communicator), "setting up");
+    CHECK_MPI(MPI_Comm_set_errhandler(communicator, MPI_ERRORS_RETURN), "setting up");
+    MPI_Comm_rank(communicator, &rank);
+    MPI_Comm_size(communicator, &size);
+    came.resize(static_cast<size_t>(size));
+  }
+
+  bool a_peer_did() {
+    const std::lock_guard lock(mutex);
+    int there = told ? 1 : 0;
+    if (!told) {
+      CHECK_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kGaveUpTag, communicator, &there, MPI_STATUS_IGNORE),
+                "looking for messages");
+    }
+    return there != 0;
+  }
+
+  // The ranks that do not say within a moment that they wait, too.
+  std::vector<int> absent_peers() {
+    const std::lock_guard lock(mutex);
+    if (!told) tell_and_hear();
+    std::vector<int> absent;
+    for (int peer = 0; peer < size; peer++) {
+      if (!came[static_cast<size_t>(peer)]) absent.push_back(peer);
+    }
+    return absent;
+  }
+
+  MPI_Comm communicator = MPI_COMM_NULL;
+
+ private:
+  void tell_and_hear() {
+    told = true;
+    came[static_cast<size_t>(rank)] = true;
+    for (int peer = 0; peer < size; peer++) {
+      if (peer == rank) continue;
+      MPI_Request request;
+      CHECK_MPI(MPI_Isend(nullptr, 0, MPI_BYTE, peer, kGaveUpTag, communicator, &request),
+                "telling the peers");
+      MPI_Request_free(&request);  // to a worker that is gone it never arrives
+    }
+    using std::chrono::steady_clock;
+    for (const auto start = steady_clock::now(); steady_clock::now() - start < kGaveUpGrace;) {
+      int there = 0;
+      MPI_Status status;
+      CHECK_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kGaveUpTag, communicator, &there, &status),
+                "hearing of the peers");
+      if (there == 0) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        continue;
+      }
+      CHECK_MPI(MPI_Recv(nullptr, 0, MPI_BYTE, status.MPI_SOURCE, kGaveUpTag, communicator,
+                         MPI_STATUS_IGNORE),
+                "hearing of the peers");
+      came[static_cast<size_t>(status.MPI_SOURCE)] = true;
+    }
+  }
+
+  std::mutex mutex;
+  int rank = 0, size = 1;
+  bool told = false;
+  std::vector<bool> came;  // by rank
+};
+
+MpiCommunicator::MpiCommunicator(MPI_Comm parent, const Options& options)
+    : MpiCommunicator(parent, options, std::make_shared<GivingUp>(parent)) {}
+
+MpiCommunicator::MpiCommunicator(MPI_Comm parent, const Options& options,
+                                 std::shared_ptr<GivingUp> giving_up)
+    : options_(options), giving_up_(std::move(giving_up)) {
   CHECK_MPI(MPI_Comm_dup(parent, &communicator_), "duplicating a communicator");
   CHECK_MPI(MPI_Comm_set_errhandler(communicator_, MPI_ERRORS_RETURN), "setting up");
   CHECK_MPI(MPI_Comm_rank(communicator_, &rank_), "setting up");
@@ -87,8 +161,9 @@ MpiCommunicator::~MpiCommunicator() {
   // Freeing is collective: after a failure the peers may never come to it.
   int finalized = 0;
   MPI_Finalized(&finalized);
-  if (finalized == 0 && !cancelled_ && std::uncaught_exceptions() == 0)
-    MPI_Comm_free(&communicator_);
+  if (finalized != 0 || cancelled_ || std::uncaught_exceptions() > 0) return;
+  MPI_Comm_free(&communicator_);
+  if (giving_up_.use_count() == 1) MPI_Comm_free(&giving_up_->communicator);
 }
 
 void MpiCommunicator::wait_for_peers(const char* operation) {
@@ -99,8 +174,12 @@ void MpiCommunicator::wait_for_peers(const char* operation) {
   wait(request, operation, Pace::asleep);
 }
 
+std::string MpiCommunicator::described(const char* operation) const {
+  return purpose_.empty() ? operation : fmt::format("{} {}", operation, purpose_);
+}
+
 void MpiCommunicator::throw_cancelled(const char* operation) const {
-  throw DeviceError("{} {} was cancelled: another part of this worker failed", operation, purpose_);
+  throw DeviceError("{} was cancelled: another part of this worker failed", described(operation));
 }
 
 void MpiCommunicator::wait(MPI_Request request, const char* operation, Pace pace) {
@@ -111,14 +190,15 @@ void MpiCommunicator::wait(MPI_Request request, const char* operation, Pace pace
     CHECK_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), operation);
     if (done != 0) return;
     if (cancelled_) throw_cancelled(operation);
-    const auto waited = steady_clock::now() - start;
-    if (waited > duration<double>(options_.deadline_s) ||
-        (waited > milliseconds(100) && a_peer_gave_up())) {
+    const duration<double> waited = steady_clock::now() - start;
+    if (waited.count() > options_.deadline_s ||
+        (waited > milliseconds(100) && giving_up_->a_peer_did())) {
       cancelled_ = true;
       throw DeviceError(
-          "{} {}: {} had not come to it after {:.0f} s; look for a worker that hangs, was stopped "
-          "or cannot be reached (--collective-timeout sets how long to wait)",
-          operation, purpose_, workers_text(absent_peers()), options_.deadline_s);
+          "{}: after {:.1f} s {} had not come to it; look for one that hangs, was stopped or "
+          "cannot "
+          "be reached",
+          described(operation), waited.count(), workers_text(giving_up_->absent_peers()));
     }
     // A peer is mostly microseconds away; after that, waking up late costs less than spinning.
     if (waited < microseconds(20)) continue;
@@ -128,49 +208,6 @@ void MpiCommunicator::wait(MPI_Request request, const char* operation, Pace pace
       std::this_thread::sleep_for(microseconds(waited < milliseconds(2) ? 20 : 200));
     }
   }
-}
-
-bool MpiCommunicator::a_peer_gave_up() {
-  int there = 0;
-  CHECK_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kGaveUpTag, communicator_, &there, MPI_STATUS_IGNORE),
-            "looking for messages");
-  return there != 0;
-}
-
-// Whoever gives up tells all, and who waits in the same operation gives up with it: so those that
-// wait hear of each other, and the others are the ones that are missing.
-std::vector<int> MpiCommunicator::absent_peers() {
-  using namespace std::chrono;
-  std::vector<MPI_Request> requests;
-  for (int peer = 0; peer < size_; peer++) {
-    if (peer == rank_) continue;
-    CHECK_MPI(
-        MPI_Isend(nullptr, 0, MPI_BYTE, peer, kGaveUpTag, communicator_, &requests.emplace_back()),
-        "telling the peers");
-  }
-  std::vector<bool> came(static_cast<size_t>(size_));
-  came[static_cast<size_t>(rank_)] = true;
-  for (const auto start = steady_clock::now(); steady_clock::now() - start < kGaveUpGrace;) {
-    int there = 0;
-    MPI_Status status;
-    CHECK_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kGaveUpTag, communicator_, &there, &status),
-              "hearing of the peers");
-    if (there == 0) {
-      std::this_thread::sleep_for(milliseconds(1));
-      continue;
-    }
-    CHECK_MPI(MPI_Recv(nullptr, 0, MPI_BYTE, status.MPI_SOURCE, kGaveUpTag, communicator_,
-                       MPI_STATUS_IGNORE),
-              "hearing of the peers");
-    came[static_cast<size_t>(status.MPI_SOURCE)] = true;
-  }
-  // A message to a worker that is gone never arrives.
-  for (MPI_Request& request : requests) MPI_Request_free(&request);
-  std::vector<int> absent;
-  for (int peer = 0; peer < size_; peer++) {
-    if (!came[static_cast<size_t>(peer)]) absent.push_back(peer);
-  }
-  return absent;
 }
 
 void MpiCommunicator::all_reduce(const Tensor& data, ReduceOp op, Stream&) {
@@ -303,7 +340,7 @@ void MpiCommunicator::barrier() { wait_for_peers("barrier"); }
 
 std::unique_ptr<Communicator> MpiCommunicator::duplicate() {
   wait_for_peers("duplicating a communicator");
-  return std::make_unique<MpiCommunicator>(communicator_, options_);
+  return std::unique_ptr<Communicator>(new MpiCommunicator(communicator_, options_, giving_up_));
 }
 
 }  // namespace lockstep

@@ -44,9 +44,12 @@ class MpiCommunicator : public Communicator {
   void wait_for_peers(const char* operation);
   void wait(MPI_Request request, const char* operation, Pace pace);
   [[noreturn]] void throw_cancelled(const char* operation) const;
-  bool a_peer_gave_up();
-  // The ranks that do not say within a moment that they wait here, too.
-  std::vector<int> absent_peers();
+  std::string described(const char* operation) const;
+
+  // Of a communicator and its duplicates together: a worker may wait in any of them.
+  struct GivingUp;
+  MpiCommunicator(MPI_Comm parent, const Options& options, std::shared_ptr<GivingUp> giving_up);
+
   void all_reduce(void* data, int64_t count, MPI_Datatype type, ReduceOp op);
   void broadcast_bytes(void* data, int64_t count, int root);
 
@@ -54,6 +57,7 @@ class MpiCommunicator : public Communicator {
   MPI_Comm communicator_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
   std::string purpose_;
+  std::shared_ptr<GivingUp> giving_up_;
   std::atomic<bool> cancelled_{false};
 };
 

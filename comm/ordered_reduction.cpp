@@ -34,7 +34,7 @@ OrderedReduction::OrderedReduction(const Sharding& sharding, const Tensor& gradi
   CHECK(all_.nodes.size() == 1 && all_.places.front() == 0);
 
   const int64_t largest = sharding.bucket(0).size();  // only the last one is smaller
-  if (dtype != DType::fp32) sent_ = Buffer(dtype, {largest});
+  if (dtype != DType::fp32 && sharding.virtual_workers() > 1) sent_ = Buffer(dtype, {largest});
   if (sharding.workers() == 1) return;
   rounds_ = *std::max_element(pieces_.begin(), pieces_.end());
   received_ = Buffer(dtype, {rounds_, largest});

@@ -11,7 +11,8 @@ namespace lockstep {
 // Sums the gradients of V virtual workers along one fixed tree, whatever the number of workers
 // (docs/determinism.md): each worker joins the whole subtrees that it owns, sends every peer its
 // run of them (all-to-all), and joins what it receives. What travels is in `dtype`: fp32, or bf16,
-// to which every term and every sum but the last is rounded; sums are made in fp32.
+// to which every term and every sum but the last is rounded (nothing where V is 1); sums are made
+// in fp32.
 class OrderedReduction {
  public:
   // gradients (padded_size) fp32 must outlive this.

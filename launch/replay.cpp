@@ -32,7 +32,11 @@ OptionTable options(ReplayOptions& o) {
 
 // What the run of checkpoint `to` was started with, as its run.cfg says.
 TrainConfig recorded(const ReplayOptions& o, const Checkpoint& to, const MpiSession& session) {
-  const auto run = to.path().parent_path().parent_path();
+  if (!to.has_optimizer_state()) {
+    throw UsageError("{} holds weights only; a replay needs two step folders of a run",
+                     to.path().string());
+  }
+  const auto run = std::filesystem::canonical(to.path()).parent_path().parent_path();
   TrainOptions recorded;
   OptionTable table = train_table(recorded);
   if (!std::filesystem::exists(run / "run.cfg")) {

@@ -1,5 +1,7 @@
 #include <spdlog/spdlog.h>
 
+#include <bit>
+
 #include "checkpoints/checkpoint.h"
 #include "comm/agreement.h"
 #include "core/file.h"
@@ -91,7 +93,11 @@ void check_memory(const TrainConfig& config, const MpiSession& session) {
   const int64_t whole = size_bytes(config.precision) + 4;
   const int64_t state = config.precision == DType::fp32 ? 8 : 12;
   const int64_t owners = config.reduce == Reduce::ordered ? session.size() : 1;
-  const int64_t needed = (parameters * whole + parameters * state / owners) * session.local_size();
+  // Gradients of virtual workers that wait for their neighbours (docs/determinism.md).
+  const auto each = static_cast<uint64_t>(config.virtual_workers / session.size());
+  const int64_t waiting = size_bytes(config.gradient_dtype) * (std::bit_width(each) - 1);
+  const int64_t needed =
+      (parameters * (whole + waiting) + parameters * state / owners) * session.local_size();
   const int64_t there = this_machine().memory_bytes;
   if (there == 0 || needed <= there) return;
   throw UsageError(

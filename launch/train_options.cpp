@@ -105,12 +105,13 @@ void add_model_options(OptionTable& table, TrainOptions& o) {
 void add_step_options(OptionTable& table, TrainOptions& o) {
   table.group("Batch");
   table.add("batch-size", integer(o.batch_size, 1),
-            "sequences a step, over all workers (default 16, rounded up to a multiple of workers)");
+            "sequences a step, over all workers (default 16, rounded up to a multiple of virtual "
+            "workers)");
   table.add(
       "micro-batch-size", integer(o.micro_batch_size, 1),
       "sequences a forward pass of one worker; the rest of its share is accumulated (default: "
       "as many as hold 4096 tokens)");
-  table.add("virtual-workers", integer(o.virtual_workers, 1, 1 << 20),
+  table.add("virtual-workers", integer(o.virtual_workers, 1, 1 << 14),
             "what the run is defined over: any number of workers that divides it gives the same "
             "bits (default: the workers that the run first starts with)");
 
@@ -287,11 +288,14 @@ void resolve_reduction(TrainOptions& o, const OptionTable& table, int workers) {
     return;
   }
   for (const char* ordered_only : {"virtual-workers", "gradient-dtype"}) {
-    if (table.given(ordered_only)) {
+    // A configuration file may be an ordered run's, of which this shall be a variant.
+    if (table.origin(ordered_only).starts_with("--")) {
       throw UsageError("{} is of use with --reduce ordered only; leave it out",
                        table.origin(ordered_only));
     }
   }
+  o.virtual_workers.reset();
+  o.gradient_dtype.reset();
 }
 
 // `shares`: equal parts of the batch, one a virtual worker, or worker where there are none.
@@ -403,6 +407,7 @@ TrainConfig resolve_train(TrainOptions& o, const OptionTable& table,
   config.reduce = *o.reduce;
   config.gradient_dtype = o.gradient_dtype.value_or(DType::fp32);
   config.check_replicas = o.check_replicas;
+  config.collective_timeout_s = o.collective_timeout_s;
   config.optimizer = o.optimizer;
   config.schedule = {o.schedule, *o.learning_rate, *o.warmup_steps, o.min_lr_ratio};
   config.precision = precision;

@@ -7,10 +7,16 @@ namespace lockstep {
 std::string divisors_text(int64_t n) {
   constexpr size_t kShown = 12;
   std::vector<int64_t> divisors;
-  for (int64_t d = 1; d <= n && divisors.size() < kShown; d++) {
+  for (int64_t d = 1; d <= n / d && divisors.size() < kShown; d++) {
     if (n % d == 0) divisors.push_back(d);
   }
-  return fmt::format("{}", fmt::join(divisors, ", "));
+  const size_t small = divisors.size();
+  for (size_t i = small; i > 0 && divisors.size() < kShown; i--) {
+    const int64_t large = n / divisors[i - 1];
+    if (large != divisors[i - 1]) divisors.push_back(large);
+  }
+  const bool all = divisors.empty() || divisors.back() == n;
+  return fmt::format("{}{}", fmt::join(divisors, ", "), all ? "" : ", ...");
 }
 
 void validate(const BatchPlan& plan) {

@@ -25,7 +25,7 @@ struct BatchPlan {
 // Throws UsageError, naming the numbers, when they do not divide.
 void validate(const BatchPlan& plan);
 
-// What divides n, the smallest first and not all if they are many: "1, 2, 3, 4, 6, 8, 12, 24".
+// What divides n, the smallest first, and ", ..." if they are many: "1, 2, 3, 4, 6, 8, 12, 24".
 std::string divisors_text(int64_t n);
 
 // Where a step's micro-batches come from.

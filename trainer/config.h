@@ -55,6 +55,7 @@ struct TrainConfig {
   bool recompute = false;
   Reduce reduce = Reduce::ordered;
   DType gradient_dtype = DType::fp32;  // in which gradients travel: fp32 or bf16
+  double collective_timeout_s = 600;   // the longest wait for other workers
   int64_t check_replicas = 0;          // steps between comparisons of the workers' weights; 0: none
 
   int64_t checkpoint_every = 0;  // 0: only at the end

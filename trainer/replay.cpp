@@ -68,6 +68,10 @@ std::string difference(const Training& training, const Checkpoint& checkpoint,
                        Communicator& communicator) {
   const int64_t size = checkpoint.table().size();
   const int64_t none = size * static_cast<int64_t>(kKinds.size());
+  if (json state = to_json(training.state()); state != checkpoint.info().trainer_state) {
+    return fmt::format("the trainer's state in {}: {}, not {}", checkpoint.path().string(),
+                       state.dump(), checkpoint.info().trainer_state.dump());
+  }
   int64_t found = none;  // the first place over all three buffers
   run_together(communicator, [&] {
     for (const CheckpointSlice& slice : training.shard()) {
@@ -80,6 +84,7 @@ std::string difference(const Training& training, const Checkpoint& checkpoint,
     }
   });
   auto first = static_cast<double>(found);  // exact below 2^53
+  communicator.set_purpose("of what differs");
   communicator.all_reduce(&first, 1, ReduceOp::min);
   found = static_cast<int64_t>(first);
   if (found == none) return "";
@@ -115,12 +120,22 @@ void check_ends(const Checkpoint& from, const Checkpoint& to) {
 
 }  // namespace
 
-Replay replay(const TrainConfig& config, Checkpoint from, const Checkpoint& to,
-              const Dataset& dataset, Communicator& communicator,
-              const std::function<void(int64_t)>& progress) {
+Replay replay(TrainConfig config, Checkpoint from, const Checkpoint& to, const Dataset& dataset,
+              Communicator& communicator, const std::function<void(int64_t)>& progress) {
   run_together(communicator, [&] {
     check_ends(from, to);
+    const json& recorded = to.info().run_config;
+    config.steps = recorded.value("steps", config.steps);
+    config.micro_batch_size = recorded.value("micro_batch_size", config.micro_batch_size);
     check_resume(config, dataset, from);
+    const int workers = recorded.value("virtual_workers", 1);
+    if (config.reduce == Reduce::all_reduce && workers != communicator.size()) {
+      throw UsageError(
+          "with --reduce all-reduce the bits depend on the number of workers: replay it with {}, "
+          "as "
+          "it was trained",
+          workers);
+    }
   });
   const std::map<int64_t, json> noted = noted_steps(config.run);
   const std::vector<int64_t> saved = list_checkpoints(config.run);

@@ -20,11 +20,11 @@ struct Replay {
 
 // Trains again from checkpoint `from` to the step of `to`, two of one run that `config` describes,
 // and compares with what the run left in config.run: loss and gradient norm of each step, and all
-// weights and moments where there is a checkpoint. Writes nothing. Throws UsageError or DataError
+// weights, moments and state where there is a checkpoint. Steps and micro-batches are those of
+// `to`, whatever the run was later continued with. Writes nothing. Throws UsageError or DataError
 // when the two or the configuration do not belong together. `progress` is called after each step.
 // Collective.
-Replay replay(const TrainConfig& config, Checkpoint from, const Checkpoint& to,
-              const Dataset& dataset, Communicator& communicator,
-              const std::function<void(int64_t step)>& progress);
+Replay replay(TrainConfig config, Checkpoint from, const Checkpoint& to, const Dataset& dataset,
+              Communicator& communicator, const std::function<void(int64_t step)>& progress);
 
 }  // namespace lockstep

@@ -131,6 +131,12 @@ std::vector<std::string> check_resume(const TrainConfig& config, const Dataset& 
         "on, and round differently",
         config.micro_batch_size, value_text(micro)));
   }
+  const json workers = info.run_config.value("virtual_workers", json(config.virtual_workers));
+  if (workers != now["virtual_workers"]) {
+    notes.push_back(
+        fmt::format("{} workers, {} before: --reduce all-reduce sums in another order from here on",
+                    config.virtual_workers, value_text(workers)));
+  }
   const json steps = info.run_config.value("steps", json(config.steps));
   const bool depends_on_steps = config.schedule.schedule != Schedule::constant &&
                                 config.schedule.schedule != Schedule::inverse_sqrt;
@@ -167,6 +173,7 @@ Start find_start(const TrainConfig& config, const Dataset& dataset, Communicator
     }
     if (const auto path = newest_good_checkpoint(config.run)) newest = path->string();
   });
+  communicator.set_purpose("of the newest checkpoint's name");
   communicator.broadcast(newest, 0);
 
   Start start;

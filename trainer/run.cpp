@@ -19,6 +19,12 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// For what other workers write: as for all else that they are waited for, within reason.
+std::chrono::milliseconds patience(const TrainConfig& config) {
+  return std::chrono::milliseconds(
+      static_cast<int64_t>(1000 * std::min(config.collective_timeout_s, 300.0)));
+}
+
 std::string plural(int64_t count, const char* noun) {
   return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
 }
@@ -36,7 +42,8 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
       communicator_(communicator),
       dataset_(dataset),
       training_(config, communicator, dataset, start, stop_requested),
-      checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep),
+      checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep,
+                   patience(config)),
       progress_(communicator.rank() == 0, config.log_every) {
   if (dataset.has_split("validation") && dataset.split("validation").size() > 1) {
     validation_ = &dataset.split("validation");
@@ -117,6 +124,7 @@ ExitCode Run::train() {
 }
 
 void Run::measure_peak() {
+  communicator_.set_purpose("before measuring the machine's rate");
   communicator_.barrier();  // workers that share a machine measure at the same time
   peak_flops_ = kernels::measured_product_rate(config_.precision);
   communicator_.all_reduce(&peak_flops_, 1, ReduceOp::sum);

@@ -7,8 +7,8 @@
 namespace lockstep::kernels::cpu {
 
 // C = A B (+ C) (+ bias). A is (m, k), B (k, n), C (m, n) fp32, as are sums and the bias (n), which
-// each row of C gets. Each matrix is a row-major
-// matrix with `stride` elements from row to row, or the transpose of one. Equal products (this
+// each row of C gets. Each is a row-major matrix with `stride` elements from row to row, or the
+// transpose of one. Equal products (this
 // struct, not the operands) give equal bits for equal operands; a product with another m may not:
 // oneDNN chooses its method by the sizes.
 struct Gemm {

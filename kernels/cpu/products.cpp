@@ -56,7 +56,7 @@ const P* as_product_type(const Tensor& x, Scratch& scratch) {
   }
 }
 
-// Rounds a piece of y, without gaps, into its place.
+// Rounds a piece of y into its place.
 template <class Y>
 void store(Y* y, int64_t stride, const float* sums, int64_t sum_stride, int64_t rows,
            int64_t cols) {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <random>
 #include <thread>
 
@@ -52,11 +53,14 @@ float tree_sum(std::vector<float> terms, DType dtype) {
   return terms[0];
 }
 
-void run_step(GradientReducer& reducer, const Tensor& gradients, const Sharding& sharding,
-              int step) {
+// `place`: whose gradients virtual worker v hands in.
+void run_step(
+    GradientReducer& reducer, const Tensor& gradients, const Sharding& sharding, int step,
+    const std::function<int(int)>& place = [](int v) { return v; }) {
   const int each = sharding.virtual_workers_each();
   for (int v = world().rank() * each; v < (world().rank() + 1) * each; v++) {
-    for (int64_t i = 0; i < kParameters; i++) gradients.as<float>()[i] = gradient(step, v, i);
+    for (int64_t i = 0; i < kParameters; i++)
+      gradients.as<float>()[i] = gradient(step, place(v), i);
     for (int group = 3; group >= 0; group--) reducer.layer_ready(group);
   }
   reducer.finish();
@@ -87,6 +91,26 @@ TEST(GradientReducer, SumsAlongTheTreeWhateverTheNumberOfWorkers) {
     }
     EXPECT_GT(differs_from_plain_sum, 100) << "these numbers do not tell orders apart";
   }
+}
+
+// The same numbers in another order have other bits: what the test above would see.
+TEST(GradientReducer, AnotherOrderHasOtherBits) {
+  const Sharding shards = sharding(kVirtualWorkers);
+  Buffer buffer(DType::fp32, {shards.padded_size()});
+  GradientReducer reducer(world(), buffer.tensor(), shards, kGroups);
+  const auto sums = [&](const std::function<int(int)>& place) {
+    run_step(reducer, buffer.tensor(), shards, 0, place);
+    std::vector<float> own;
+    for (const Range& range : shards.updated()) {
+      const float* values = buffer.tensor().as<float>();
+      own.insert(own.end(), values + range.begin, values + range.end);
+    }
+    return own;
+  };
+  const auto same = [](int v) { return v; };
+  const std::vector<float> first = sums(same);
+  EXPECT_EQ(sums(same), first);
+  EXPECT_NE(sums([](int v) { return (v + 1) % kVirtualWorkers; }), first);
 }
 
 // As many virtual workers as workers, also where the tree is not a full one.

@@ -56,6 +56,37 @@ TEST(TrainOptions, HaveSensibleDefaults) {
   EXPECT_FALSE(config.loss_scale.has_value());
 }
 
+TEST(TrainOptions, ARunIsDefinedOverVirtualWorkers) {
+  const TrainConfig usual_run = resolved({"--data", "d"}, usual(3));
+  EXPECT_EQ(usual_run.reduce, Reduce::ordered);
+  EXPECT_EQ(usual_run.virtual_workers, 3);
+  EXPECT_EQ(usual_run.gradient_dtype, DType::fp32);
+  EXPECT_EQ(usual_run.batch_size, 18);  // the usual 16, rounded up
+  const TrainConfig given = resolved(
+      {"--virtual-workers", "6", "--batch-size", "24", "--gradient-dtype", "bf16"}, usual(3));
+  EXPECT_EQ(given.virtual_workers, 6);
+  EXPECT_EQ(given.micro_batch_size, 4);
+  EXPECT_EQ(given.gradient_dtype, DType::bf16);
+  EXPECT_EQ(resolved({"--no-deterministic"}, usual(3)).reduce, Reduce::all_reduce);
+  EXPECT_EQ(resolved({"--deterministic"}, usual(3)).reduce, Reduce::ordered);
+  const TrainConfig library = resolved({"--reduce", "all-reduce"}, usual(3));
+  EXPECT_EQ(library.virtual_workers, 3);
+}
+
+TEST(TrainOptions, RefusesReductionsThatContradict) {
+  EXPECT_THAT(error_of({"--virtual-workers", "24"}, usual(5)),
+              AllOf(HasSubstr("the 24 virtual workers of the run cannot be dealt to 5 workers"),
+                    HasSubstr("1, 2, 3, 4, 6, 8, 12, 24")));
+  EXPECT_THAT(error_of({"--no-deterministic", "--reduce", "ordered"}),
+              HasSubstr("--no-deterministic contradicts --reduce ordered"));
+  EXPECT_THAT(error_of({"--reduce", "all-reduce", "--virtual-workers", "2"}),
+              HasSubstr("--virtual-workers is of use with --reduce ordered only"));
+  EXPECT_THAT(error_of({"--no-deterministic", "--gradient-dtype", "bf16"}),
+              HasSubstr("--gradient-dtype is of use with --reduce ordered only"));
+  EXPECT_THAT(error_of({"--virtual-workers", "6", "--batch-size", "16"}),
+              HasSubstr("--batch-size 16 is not divisible by 6 virtual workers"));
+}
+
 TEST(TrainOptions, SizesDeriveWhatIsNotGiven) {
   const TrainConfig config = resolved(
       {"--family", "llama", "--hidden-size", "384", "--heads", "6", "--kv-heads", "2"}, usual());
