@@ -135,7 +135,7 @@ Checkpoint Checkpoint::open(const fs::path& path) {
   }
   std::error_code error;
   if (!fs::exists(path, error)) {
-    throw DataError("there is no {}: a run folder, a step folder or a model.h5 is needed",
+    throw DataError("there is no '{}': a run folder, a step folder or a model.h5 is needed",
                     path.string());
   }
   if (!fs::is_directory(path, error)) {

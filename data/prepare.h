@@ -50,8 +50,9 @@ using PrepareProgress =
 // appears under its name only when complete.
 //
 // Throws UsageError when the output exists or a setting is out of range, and DataError when an
-// input is missing, unreadable, damaged, binary (but not for the tokenizer `bytes`) or empty, a JSON
-// line is broken or lacks the field, or the disk is full; the unfinished output is then removed.
+// input is missing, unreadable, damaged, binary (but not for the tokenizer `bytes`) or empty, a
+// JSON line is broken or lacks the field, or the disk is full; the unfinished output is then
+// removed.
 PrepareReport prepare(const PrepareConfig& config, const PrepareProgress& progress = {});
 
 }  // namespace lockstep

@@ -102,7 +102,7 @@ ExitCode inspect(const path& where) {
 
 ExitCode verify(const path& where) {
   if (!std::filesystem::exists(where)) {
-    throw DataError("there is no {}: a run folder, a step folder or a model.h5 is needed",
+    throw DataError("there is no '{}': a run folder, a step folder or a model.h5 is needed",
                     where.string());
   }
   const auto faults = verify_checkpoint(where);

@@ -43,7 +43,7 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
 show mpirun -np 2 build/lockstep train --data "$demo/data" --run "$demo/run" \
   --layers 4 --hidden-size 128 --heads 4 --context-length 128 --batch-size 16 --steps 600 \
-  --learning-rate 2e-3 --warmup-steps 30 --checkpoint-every 200 --keep 2 --log-every 50
+  --learning-rate 4e-3 --warmup-steps 30 --checkpoint-every 200 --keep 2 --log-every 50
 
 say "4. Evaluate, beside gzip -9 on the same text"
 evaluation=$(show build/lockstep evaluate --checkpoint "$demo/run" --data "$demo/data" --json)

@@ -152,7 +152,7 @@ void print_rates(const json& workers) {
        fmt::format("{:.0f} GFLOP/s{}", sum.bf16_flops / 1e9,
                    first["fast_bf16"].get<bool>()
                        ? ""
-                       : " (no such instruction here: bf16 is multiplied as fp32)"));
+                       : " (no fast instruction here: bf16 is rounded, and multiplied as fp32)"));
   line("  memory", fmt::format("{:.1f} GB/s read", sum.memory_rate / 1e9));
   if (count > 1) {
     line("  all-reduce", fmt::format("{:.2f} GB/s of gradients, 32 MiB at a time",

@@ -94,7 +94,7 @@ void OptionTable::forget(const std::string& name) {
 void OptionTable::require(const std::string& name) const {
   if (!given(name)) {
     throw UsageError("--{} {} is missing: {}", name, find(name)->value.placeholder,
-                     brief(find(name)->description));
+                     find(name)->description);
   }
 }
 

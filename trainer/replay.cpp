@@ -111,10 +111,12 @@ void check_ends(const Checkpoint& from, const Checkpoint& to) {
                      from.path().string(), from.info().step, to.path().string(), to.info().step);
   }
   if (from.info().model != to.info().model || from.info().run_config != to.info().run_config) {
+    const auto changes = differences(from.info().run_config, to.info().run_config, {});
     throw UsageError(
-        "{} and {} belong to runs with other options: 'lockstep checkpoint diff' "
-        "shows them",
-        from.path().string(), to.path().string());
+        "between {} and {} the run was given other options ({}): replay the part before or after "
+        "that",
+        from.path().string(), to.path().string(),
+        changes.empty() ? "another model" : fmt::format("{}", fmt::join(changes, ", ")));
   }
 }
 

@@ -34,7 +34,17 @@ std::string value_text(const json& value) {
   return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
-// "--layers 4 against 6" for each field in which the two differ, fields in `free` aside.
+void check_tokenizer(const Dataset& dataset, const Checkpoint& checkpoint) {
+  const Tokenizer tokenizer = Tokenizer::from_json(checkpoint.info().tokenizer_json);
+  if (dataset.tokenizer().fingerprint() == tokenizer.fingerprint()) return;
+  throw DataError(
+      "the dataset {} was prepared with another tokenizer than that of the checkpoint {}: prepare "
+      "the text with the checkpoint's own, or choose the dataset that belongs to it",
+      dataset.folder().string(), checkpoint.path().string());
+}
+
+}  // namespace
+
 std::vector<std::string> differences(const json& now, const json& then,
                                      const std::vector<std::string>& free) {
   std::vector<std::string> texts;
@@ -48,17 +58,6 @@ std::vector<std::string> differences(const json& now, const json& then,
   }
   return texts;
 }
-
-void check_tokenizer(const Dataset& dataset, const Checkpoint& checkpoint) {
-  const Tokenizer tokenizer = Tokenizer::from_json(checkpoint.info().tokenizer_json);
-  if (dataset.tokenizer().fingerprint() == tokenizer.fingerprint()) return;
-  throw DataError(
-      "the dataset {} was prepared with another tokenizer than that of the checkpoint {}: prepare "
-      "the text with the checkpoint's own, or choose the dataset that belongs to it",
-      dataset.folder().string(), checkpoint.path().string());
-}
-
-}  // namespace
 
 std::string fingerprint(const TokenStream& stream) {
   constexpr int64_t kPlaces = 64, kTokens = 64;

@@ -16,6 +16,10 @@ namespace lockstep {
 // fingerprint of its training data. Scalars only.
 nlohmann::json run_options(const TrainConfig& config, const Dataset& dataset);
 
+// "--layers 4 against 6" for each field in which the two differ, fields in `free` aside.
+std::vector<std::string> differences(const nlohmann::json& now, const nlohmann::json& then,
+                                     const std::vector<std::string>& free);
+
 // Length, bytes and a hash of tokens sampled from all over the split.
 std::string fingerprint(const TokenStream& stream);
 
