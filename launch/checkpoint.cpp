@@ -216,7 +216,7 @@ ExitCode run_action(const std::string& action, const Arguments& arguments) {
   table.add("output", lockstep::launch::path(output, "OUT"), "the file or folder to make");
   if (exports) {
     table.add("format", choice(format, {{"h5", "h5"}, {"hf", "hf"}}, "h5|hf"),
-              "h5: one file; hf: a Hugging Face folder");
+              "what to make (h5: one file; hf: a Hugging Face folder)");
   }
   table.parse(arguments);
   table.require("output");

@@ -94,7 +94,7 @@ void OptionTable::forget(const std::string& name) {
 void OptionTable::require(const std::string& name) const {
   if (!given(name)) {
     throw UsageError("--{} {} is missing: {}", name, find(name)->value.placeholder,
-                     find(name)->description);
+                     brief(find(name)->description));
   }
 }
 

@@ -147,7 +147,7 @@ int report(const Failure& failure, const std::string& command, MpiSession* sessi
     print_error(command, fmt::format("worker {} on {}: {}", session->rank(), session->host(),
                                      failure.message));
     // Peers that notice at about the same time shall still say what they know.
-    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1500));
     session->abort(code);
   }
   return code;
