@@ -1,18 +1,70 @@
 #pragma once
+#include <cstdint>
+#include <string_view>
 
+// Devices, and the queues of work on them. In a build without CUDA (LOCKSTEP_CUDA=0) only the CPU
+// is there, and asking for anything else throws DeviceError.
 namespace lockstep {
 
 enum class Device { cpu, cuda };
+std::string_view name(Device device);  // "cpu", "cuda"
 
-// An ordered queue of work on a device. Kernels are enqueued and return at once; on the CPU there
-// is nothing to wait for, because each has run when its call returns.
+inline constexpr bool kCudaIsBuilt = LOCKSTEP_CUDA;
+
+class Event;
+
+// An ordered queue of work on a device. What is enqueued returns at once and runs later, after all
+// that was enqueued before it; buffers that it uses must live, and must not be read or written by
+// the host or another stream, until a synchronize() or an Event says that it is done. On the CPU
+// there is nothing to wait for, because each piece has run when its call returns. Movable only.
 class Stream {
  public:
-  explicit Stream(Device device = Device::cpu) : device_(device) {}
+  // CUDA: of the current device, and it does not wait for the default stream.
+  explicit Stream(Device device = Device::cpu);
+  Stream(Stream&& other) noexcept;
+  Stream& operator=(Stream&& other) noexcept;
+  ~Stream();  // waits for what was enqueued
+
   Device device() const { return device_; }
+  void* native() const { return native_; }  // a cudaStream_t; null on the CPU
+
+  // What is enqueued from here on runs after what was enqueued before event.record().
+  void wait(const Event& event);
+  // Returns when all that was enqueued has run. Throws DeviceError when some of it failed.
+  void synchronize();
+
+  // Device memory for one kernel call: at least so many bytes, aligned to 256, valid for work that
+  // is enqueued here before the next call of this function. It grows and is kept.
+  void* workspace(int64_t size_bytes);
 
  private:
   Device device_;
+  void* native_ = nullptr;
+  void* workspace_ = nullptr;
+  int64_t workspace_bytes_ = 0;
 };
+
+// A point in a stream. Movable only.
+class Event {
+ public:
+  explicit Event(Device device = Device::cpu);
+  Event(Event&& other) noexcept;
+  Event& operator=(Event&& other) noexcept;
+  ~Event();
+
+  // Marks what is enqueued in the stream up to here, instead of what was marked before.
+  void record(const Stream& stream);
+  // Returns when what was marked has run; at once when nothing was.
+  void synchronize() const;
+  void* native() const { return native_; }  // a cudaEvent_t; null on the CPU
+
+ private:
+  void* native_ = nullptr;
+};
+
+// GPUs that this process can use; 0 without CUDA, driver or GPU.
+int cuda_device_count();
+// Makes one of them the current device of the calling thread.
+void set_cuda_device(int index);
 
 }  // namespace lockstep

@@ -1,63 +1,54 @@
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <cstdint>
-#include <cstring>
 #include <string_view>
 
 #include "core/check.h"
 
 // Element types. bf16 and fp16 are storage only: arithmetic is done in fp32. The conversions are
-// always inlined: a loop over them does not vectorise otherwise.
+// always inlined: a loop over them does not vectorise otherwise. They are constexpr so that device
+// code may call them.
 namespace lockstep {
 
 enum class DType { fp32, bf16, fp16, int32 };
 
 struct bf16 {
-  uint16_t bits = 0;
+  uint16_t bits;
 };
 struct fp16 {
-  uint16_t bits = 0;
+  uint16_t bits;
 };
 
-namespace detail {
-template <class To, class From>
-[[gnu::always_inline]] inline To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
-}  // namespace detail
-
-[[gnu::always_inline]] inline float to_float(float x) { return x; }
-[[gnu::always_inline]] inline float to_float(bf16 x) {
-  return detail::bits_as<float>(uint32_t{x.bits} << 16);
+[[gnu::always_inline]] constexpr float to_float(float x) { return x; }
+[[gnu::always_inline]] constexpr float to_float(bf16 x) {
+  return std::bit_cast<float>(uint32_t{x.bits} << 16);
 }
 
 // Exact, subnormals, infinities and NaNs included. Without selections, so that loops vectorise.
-[[gnu::always_inline]] inline float to_float(fp16 x) {
+[[gnu::always_inline]] constexpr float to_float(fp16 x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
   // Scaling by 2^112 moves fp16's exponent bias to fp32's and normalises subnormals; infinities and
   // NaNs, of exponent 31, then still lack bits of the largest exponent.
-  const float scaled = detail::bits_as<float>(magnitude) * 0x1p112f;
+  const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
   const int32_t special = static_cast<int32_t>(0x0f7fffffu - magnitude) >> 31;
-  return detail::bits_as<float>(sign | detail::bits_as<uint32_t>(scaled) |
-                                (static_cast<uint32_t>(special) & 0x7f800000u));
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled) |
+                              (static_cast<uint32_t>(special) & 0x7f800000u));
 }
 
 template <class T>
-T from_float(float x);
+constexpr T from_float(float x);
 
 template <>
-[[gnu::always_inline]] inline float from_float<float>(float x) {
+[[gnu::always_inline]] constexpr float from_float<float>(float x) {
   return x;
 }
 
 // To nearest, ties to even; NaN stays NaN.
 template <>
-[[gnu::always_inline]] inline bf16 from_float<bf16>(float x) {
-  const uint32_t u = detail::bits_as<uint32_t>(x);
+[[gnu::always_inline]] constexpr bf16 from_float<bf16>(float x) {
+  const uint32_t u = std::bit_cast<uint32_t>(x);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
   return {static_cast<uint16_t>(nan ? (u >> 16) | 0x40u : rounded)};
@@ -65,15 +56,15 @@ template <>
 
 // To nearest, ties to even; beyond 65504 (rounded) infinity; NaN stays NaN. Without selections.
 template <>
-[[gnu::always_inline]] inline fp16 from_float<fp16>(float x) {
-  const uint32_t u = detail::bits_as<uint32_t>(x);
+[[gnu::always_inline]] constexpr fp16 from_float<fp16>(float x) {
+  const uint32_t u = std::bit_cast<uint32_t>(x);
   const uint32_t magnitude = u & 0x7fffffffu;
   // Four times |x|, and infinity from 2^16 on, is added to 2^15 times the power of two below |x|
   // (below 2^-14, where fp16 is subnormal, to 2): the FPU then rounds at fp16's last bit.
-  const float scaled = detail::bits_as<float>(magnitude) * 0x1p112f * 0x1p-110f;
+  const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f * 0x1p-110f;
   const uint32_t exponent = std::max(magnitude & 0x7f800000u, 0x38800000u);
-  const float sum = detail::bits_as<float>(exponent + (15u << 23)) + scaled;
-  const uint32_t bits = detail::bits_as<uint32_t>(sum);
+  const float sum = std::bit_cast<float>(exponent + (15u << 23)) + scaled;
+  const uint32_t bits = std::bit_cast<uint32_t>(sum);
   const uint32_t rounded = ((bits >> 13) & 0x7c00u) + (bits & 0x0fffu);
   const uint32_t nan = (0u - ((0x7f800000u - magnitude) >> 31)) & 0x7e00u;
   return {static_cast<uint16_t>((u >> 16 & 0x8000u) | (rounded & 0x7fffu) | nan)};

@@ -11,11 +11,11 @@ namespace lockstep {
 using PhiloxCounter = std::array<uint32_t, 4>;
 using PhiloxKey = std::array<uint32_t, 2>;
 
-inline PhiloxKey philox_key(uint64_t seed) {
+constexpr PhiloxKey philox_key(uint64_t seed) {
   return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
 }
 
-inline PhiloxCounter philox(PhiloxCounter c, PhiloxKey key) {
+constexpr PhiloxCounter philox(PhiloxCounter c, PhiloxKey key) {
   for (int round = 0; round < 10; round++) {
     const uint64_t p0 = uint64_t{0xD2511F53u} * c[0];
     const uint64_t p1 = uint64_t{0xCD9E8D57u} * c[2];
@@ -28,7 +28,7 @@ inline PhiloxCounter philox(PhiloxCounter c, PhiloxKey key) {
 }
 
 // Uniform in [0, 1), a multiple of 2^-24.
-inline float uniform(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
+constexpr float uniform(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
 
 // Two standard normal numbers from two words (Box and Muller, 1958).
 inline std::array<float, 2> normal(uint32_t a, uint32_t b) {

@@ -2,7 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
 #include <utility>
+
+#include "core/cuda_runtime.h"
 
 namespace lockstep {
 
@@ -40,11 +43,19 @@ Tensor Tensor::slice(int64_t begin, int64_t end) const {
   return {static_cast<char*>(data_) + begin * row_bytes, dtype_, shape, device_};
 }
 
+void copy(const Tensor& out, const Tensor& x, Stream& stream) {
+  CHECK(out.size() == x.size() && out.dtype() == x.dtype());
+  if (out.device() == Device::cpu && x.device() == Device::cpu) {
+    std::memcpy(out.data(), x.data(), static_cast<size_t>(x.size_bytes()));
+  } else if constexpr (kCudaIsBuilt) {
+    cuda::copy(out.data(), x.data(), x.size_bytes(), stream.native());
+  }
+}
+
+namespace {
+
 // Anonymous pages: zeroed by the kernel on first touch, by the thread that touches them.
-Buffer::Buffer(int64_t size_bytes, Device device) : size_bytes_(size_bytes), view_() {
-  CHECK(device == Device::cpu, "only CPU memory is built in");
-  CHECK(size_bytes >= 0);
-  if (size_bytes == 0) return;
+void* allocate_pages(int64_t size_bytes) {
   void* data =
       mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) {
@@ -52,7 +63,21 @@ Buffer::Buffer(int64_t size_bytes, Device device) : size_bytes_(size_bytes), vie
                       size_bytes / 1048576.0);
   }
   madvise(data, size_bytes, MADV_HUGEPAGE);  // advice: a refusal costs speed only
-  data_ = data;
+  return data;
+}
+
+}  // namespace
+
+Buffer::Buffer(int64_t size_bytes, Device device) : size_bytes_(size_bytes), device_(device) {
+  CHECK(size_bytes >= 0);
+  if (size_bytes == 0) return;
+  if (device == Device::cpu) {
+    data_ = allocate_pages(size_bytes);
+  } else if constexpr (kCudaIsBuilt) {
+    data_ = cuda::allocate(size_bytes);
+  } else {
+    throw DeviceError("this program was built without CUDA");
+  }
 }
 
 Buffer::Buffer(DType dtype, Shape shape, Device device)
@@ -60,27 +85,43 @@ Buffer::Buffer(DType dtype, Shape shape, Device device)
   view_ = Tensor(data_, dtype, shape, device);
 }
 
-Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)),
-      size_bytes_(std::exchange(other.size_bytes_, 0)),
-      view_(std::exchange(other.view_, Tensor())) {}
+Buffer Buffer::pinned(DType dtype, Shape shape, Device device) {
+  if (device == Device::cpu) return Buffer(dtype, shape);
+  Buffer buffer;
+  if constexpr (kCudaIsBuilt) {
+    buffer.size_bytes_ = shape.size() * lockstep::size_bytes(dtype);
+    buffer.pinned_ = true;
+    buffer.data_ = cuda::allocate_pinned(buffer.size_bytes_);
+    buffer.view_ = Tensor(buffer.data_, dtype, shape);
+  }
+  return buffer;
+}
+
+Buffer::Buffer(Buffer&& other) noexcept { *this = std::move(other); }
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_bytes_, other.size_bytes_);
+  std::swap(device_, other.device_);
+  std::swap(pinned_, other.pinned_);
   std::swap(view_, other.view_);
   return *this;
 }
 
 Buffer::~Buffer() {
-  if (data_ != nullptr) munmap(data_, size_bytes_);
+  if (data_ == nullptr) return;
+  if (device_ == Device::cpu && !pinned_) {
+    munmap(data_, size_bytes_);
+  } else if constexpr (kCudaIsBuilt) {
+    pinned_ ? cuda::release_pinned(data_) : cuda::release(data_);
+  }
 }
 
 Tensor Buffer::tensor(DType dtype, Shape shape, int64_t offset_bytes) const {
   CHECK(
       offset_bytes >= 0 && offset_bytes + shape.size() * lockstep::size_bytes(dtype) <= size_bytes_,
       "{} at {} exceeds {} bytes", shape.to_string(), offset_bytes, size_bytes_);
-  return {static_cast<char*>(data_) + offset_bytes, dtype, shape, Device::cpu};
+  return {static_cast<char*>(data_) + offset_bytes, dtype, shape, device_};
 }
 
 }  // namespace lockstep

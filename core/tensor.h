@@ -62,17 +62,25 @@ class Tensor {
   Shape shape_;
 };
 
-// Owns memory, aligned to a page so that it suits any vector width and large pages. Movable only.
+// out = x, of one size and dtype, on any devices. Enqueued in the stream where one of them is not
+// the CPU: the host's side must then be pinned, or else the call waits for the copy.
+void copy(const Tensor& out, const Tensor& x, Stream& stream);
+
+// Owns memory, zeroed. The CPU's is aligned to a page so that it suits any vector width and large
+// pages. Movable only. Throws DeviceError when there is not enough.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t size_bytes, Device device = Device::cpu);  // zeroed
-  Buffer(DType dtype, Shape shape, Device device = Device::cpu);     // zeroed
+  explicit Buffer(int64_t size_bytes, Device device = Device::cpu);
+  Buffer(DType dtype, Shape shape, Device device = Device::cpu);
+  // The CPU's memory, but such that `device` copies from and to it while the host goes on.
+  static Buffer pinned(DType dtype, Shape shape, Device device);
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   ~Buffer();
 
   int64_t size_bytes() const { return size_bytes_; }
+  Device device() const { return device_; }
   // View of the whole as (dtype, shape) given at construction or here, from `offset_bytes` on.
   Tensor tensor() const { return view_; }
   Tensor tensor(DType dtype, Shape shape, int64_t offset_bytes = 0) const;
@@ -80,6 +88,8 @@ class Buffer {
  private:
   void* data_ = nullptr;
   int64_t size_bytes_ = 0;
+  Device device_ = Device::cpu;
+  bool pinned_ = false;
   Tensor view_;
 };
 

@@ -2,6 +2,7 @@
 #include <optional>
 #include <string_view>
 
+#include "core/device.h"
 #include "core/tensor.h"
 
 // Elementwise activations, each with its exact derivative.
@@ -45,9 +46,49 @@ void gated_activation_backward(const Tensor& dgate_up, const Tensor& dy, const T
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::activation_forward) activation_forward;
+decltype(cpu::activation_backward) activation_backward;
+decltype(cpu::gated_activation_forward) gated_activation_forward;
+decltype(cpu::gated_activation_backward) gated_activation_backward;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::activation_backward;
-using cpu::activation_forward;
-using cpu::gated_activation_backward;
-using cpu::gated_activation_forward;
+
+inline void activation_forward(const Tensor& y, const Tensor& x, Activation activation,
+                               Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda) return cuda::activation_forward(y, x, activation, stream);
+  }
+  return cpu::activation_forward(y, x, activation, stream);
+}
+
+inline void activation_backward(const Tensor& dx, const Tensor& dy, const Tensor& x,
+                                Activation activation, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::activation_backward(dx, dy, x, activation, stream);
+  }
+  return cpu::activation_backward(dx, dy, x, activation, stream);
+}
+
+inline void gated_activation_forward(const Tensor& y, const Tensor& gate_up, Activation activation,
+                                     Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::gated_activation_forward(y, gate_up, activation, stream);
+  }
+  return cpu::gated_activation_forward(y, gate_up, activation, stream);
+}
+
+inline void gated_activation_backward(const Tensor& dgate_up, const Tensor& dy,
+                                      const Tensor& gate_up, Activation activation,
+                                      Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::gated_activation_backward(dgate_up, dy, gate_up, activation, stream);
+  }
+  return cpu::gated_activation_backward(dgate_up, dy, gate_up, activation, stream);
+}
+
 }  // namespace lockstep::kernels

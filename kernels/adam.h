@@ -1,4 +1,5 @@
 #pragma once
+#include "core/device.h"
 #include "core/tensor.h"
 
 // One step of Adam (Kingma & Ba, 2015) or AdamW (Loshchilov & Hutter, 2019) on a run of parameters,
@@ -37,6 +38,20 @@ void adam_update(const Tensor& weights, const Tensor& master, const Tensor& exp_
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::adam_update) adam_update;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::adam_update;
+
+inline void adam_update(const Tensor& weights, const Tensor& master, const Tensor& exp_avg,
+                        const Tensor& exp_avg_sq, const Tensor& gradients, const AdamStep& step,
+                        Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::adam_update(weights, master, exp_avg, exp_avg_sq, gradients, step, stream);
+  }
+  return cpu::adam_update(weights, master, exp_avg, exp_avg_sq, gradients, step, stream);
+}
+
 }  // namespace lockstep::kernels

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/device.h"
 #include "core/tensor.h"
 #include "kernels/dropout.h"
 
@@ -45,8 +46,41 @@ void attention_with_cache(const Tensor& y, const Tensor& key_cache, const Tensor
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::attention_forward) attention_forward;
+decltype(cpu::attention_backward) attention_backward;
+decltype(cpu::attention_with_cache) attention_with_cache;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::attention_backward;
-using cpu::attention_forward;
-using cpu::attention_with_cache;
+
+inline void attention_forward(const Tensor& y, const Tensor& lse, const Tensor& qkv,
+                              const Heads& heads, const DropoutMask& mask, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::attention_forward(y, lse, qkv, heads, mask, stream);
+  }
+  return cpu::attention_forward(y, lse, qkv, heads, mask, stream);
+}
+
+inline void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& y,
+                               const Tensor& lse, const Tensor& qkv, const Heads& heads,
+                               const DropoutMask& mask, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::attention_backward(dqkv, dy, y, lse, qkv, heads, mask, stream);
+  }
+  return cpu::attention_backward(dqkv, dy, y, lse, qkv, heads, mask, stream);
+}
+
+inline void attention_with_cache(const Tensor& y, const Tensor& key_cache,
+                                 const Tensor& value_cache, const Tensor& qkv, const Heads& heads,
+                                 int64_t position, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::attention_with_cache(y, key_cache, value_cache, qkv, heads, position, stream);
+  }
+  return cpu::attention_with_cache(y, key_cache, value_cache, qkv, heads, position, stream);
+}
+
 }  // namespace lockstep::kernels

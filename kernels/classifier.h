@@ -1,4 +1,5 @@
 #pragma once
+#include "core/device.h"
 #include "core/tensor.h"
 
 // Output layer, softmax and cross-entropy in one, by chunks of tokens: logits of one chunk stand in
@@ -27,8 +28,41 @@ void classifier_logits(const Tensor& logits, const Tensor& x, const Tensor& weig
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::classifier_loss) classifier_loss;
+decltype(cpu::classifier_loss_and_gradient) classifier_loss_and_gradient;
+decltype(cpu::classifier_logits) classifier_logits;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::classifier_logits;
-using cpu::classifier_loss;
-using cpu::classifier_loss_and_gradient;
+
+inline void classifier_loss(const Tensor& losses, const Tensor& x, const Tensor& weight,
+                            const Tensor& targets, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::classifier_loss(losses, x, weight, targets, stream);
+  }
+  return cpu::classifier_loss(losses, x, weight, targets, stream);
+}
+
+inline void classifier_loss_and_gradient(const Tensor& losses, const Tensor& dx,
+                                         const Tensor& dweight, const Tensor& x,
+                                         const Tensor& weight, const Tensor& targets, float scale,
+                                         Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::classifier_loss_and_gradient(losses, dx, dweight, x, weight, targets, scale,
+                                                stream);
+  }
+  return cpu::classifier_loss_and_gradient(losses, dx, dweight, x, weight, targets, scale, stream);
+}
+
+inline void classifier_logits(const Tensor& logits, const Tensor& x, const Tensor& weight,
+                              Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda) return cuda::classifier_logits(logits, x, weight, stream);
+  }
+  return cpu::classifier_logits(logits, x, weight, stream);
+}
+
 }  // namespace lockstep::kernels

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/device.h"
 #include "core/random.h"
 #include "core/tensor.h"
 
@@ -14,18 +15,18 @@ struct DropoutMask {
   uint32_t first_sequence = 0;  // place in the global batch of the tensor's first sequence
   uint32_t site = 0;            // which dropout of the model; each has its own numbers
 
-  bool active() const { return probability > 0; }
-  float scale() const { return 1.0f / (1.0f - probability); }
+  constexpr bool active() const { return probability > 0; }
+  constexpr float scale() const { return 1.0f / (1.0f - probability); }
 
   // Random words for places [4 * quad, 4 * quad + 4) of sequence `sequence` of the tensor; the
   // place is kept when its word is at least threshold().
-  PhiloxCounter words(uint32_t sequence, uint64_t quad) const {
+  constexpr PhiloxCounter words(uint32_t sequence, uint64_t quad) const {
     const uint64_t key = seed ^ (step * 0x9E3779B97F4A7C15ull);
     return philox({static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32) ^ (site << 8),
                    first_sequence + sequence, 0xD509u},
                   philox_key(key));
   }
-  uint32_t threshold() const {
+  constexpr uint32_t threshold() const {
     return static_cast<uint32_t>(static_cast<double>(probability) * 0x1p32);
   }
 };
@@ -43,7 +44,26 @@ void residual_add(const Tensor& out, const Tensor& residual, const Tensor& x,
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::dropout) dropout;
+decltype(cpu::residual_add) residual_add;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::dropout;
-using cpu::residual_add;
+
+inline void dropout(const Tensor& out, const Tensor& x, const DropoutMask& mask, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda) return cuda::dropout(out, x, mask, stream);
+  }
+  return cpu::dropout(out, x, mask, stream);
+}
+
+inline void residual_add(const Tensor& out, const Tensor& residual, const Tensor& x,
+                         const DropoutMask& mask, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda) return cuda::residual_add(out, residual, x, mask, stream);
+  }
+  return cpu::residual_add(out, residual, x, mask, stream);
+}
+
 }  // namespace lockstep::kernels

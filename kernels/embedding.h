@@ -1,4 +1,5 @@
 #pragma once
+#include "core/device.h"
 #include "core/tensor.h"
 
 // Look-up of token vectors, plus learned positions where the model has them.
@@ -20,7 +21,31 @@ void embedding_backward(const Tensor& dtoken_table, const Tensor& dposition_tabl
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::embedding_forward) embedding_forward;
+decltype(cpu::embedding_backward) embedding_backward;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::embedding_backward;
-using cpu::embedding_forward;
+
+inline void embedding_forward(const Tensor& y, const Tensor& tokens, const Tensor& token_table,
+                              const Tensor& position_table, int64_t first_position,
+                              Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::embedding_forward(y, tokens, token_table, position_table, first_position,
+                                     stream);
+  }
+  return cpu::embedding_forward(y, tokens, token_table, position_table, first_position, stream);
+}
+
+inline void embedding_backward(const Tensor& dtoken_table, const Tensor& dposition_table,
+                               const Tensor& dy, const Tensor& tokens, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::embedding_backward(dtoken_table, dposition_table, dy, tokens, stream);
+  }
+  return cpu::embedding_backward(dtoken_table, dposition_table, dy, tokens, stream);
+}
+
 }  // namespace lockstep::kernels

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/device.h"
 #include "core/tensor.h"
 
 // Layer normalisation of each row (Ba, Kiros & Hinton, 2016).
@@ -26,7 +27,31 @@ void layernorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dbi
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::layernorm_forward) layernorm_forward;
+decltype(cpu::layernorm_backward) layernorm_backward;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::layernorm_backward;
-using cpu::layernorm_forward;
+
+inline void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd,
+                              const Tensor& x, const Tensor& gain, const Tensor& bias,
+                              float epsilon, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::layernorm_forward(y, mean, rstd, x, gain, bias, epsilon, stream);
+  }
+  return cpu::layernorm_forward(y, mean, rstd, x, gain, bias, epsilon, stream);
+}
+
+inline void layernorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dbias,
+                               const Tensor& dy, const Tensor& x, const Tensor& gain,
+                               const Tensor& mean, const Tensor& rstd, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::layernorm_backward(dx, dgain, dbias, dy, x, gain, mean, rstd, stream);
+  }
+  return cpu::layernorm_backward(dx, dgain, dbias, dy, x, gain, mean, rstd, stream);
+}
+
 }  // namespace lockstep::kernels

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/device.h"
 #include "core/tensor.h"
 
 // Products with a weight matrix: the three that a linear layer needs.
@@ -32,8 +33,37 @@ bool has_fast_product(DType dtype);
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::linear_forward) linear_forward;
+decltype(cpu::linear_backward_input) linear_backward_input;
+decltype(cpu::linear_backward_weight) linear_backward_weight;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::linear_backward_input;
-using cpu::linear_backward_weight;
-using cpu::linear_forward;
+
+inline void linear_forward(const Tensor& y, const Tensor& x, const Tensor& weight,
+                           const Tensor& bias, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda) return cuda::linear_forward(y, x, weight, bias, stream);
+  }
+  return cpu::linear_forward(y, x, weight, bias, stream);
+}
+
+inline void linear_backward_input(const Tensor& dx, const Tensor& dy, const Tensor& weight,
+                                  Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda) return cuda::linear_backward_input(dx, dy, weight, stream);
+  }
+  return cpu::linear_backward_input(dx, dy, weight, stream);
+}
+
+inline void linear_backward_weight(const Tensor& dweight, const Tensor& dbias, const Tensor& dy,
+                                   const Tensor& x, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::linear_backward_weight(dweight, dbias, dy, x, stream);
+  }
+  return cpu::linear_backward_weight(dweight, dbias, dy, x, stream);
+}
+
 }  // namespace lockstep::kernels

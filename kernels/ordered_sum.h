@@ -1,6 +1,7 @@
 #pragma once
 #include <span>
 
+#include "core/device.h"
 #include "core/tensor.h"
 
 // Sums of a few large terms in a given order: the additions of the tree that joins the gradients of
@@ -31,6 +32,18 @@ void ordered_sum(const Tensor& out, std::span<const Tensor> terms,
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::ordered_sum) ordered_sum;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::ordered_sum;
+
+inline void ordered_sum(const Tensor& out, std::span<const Tensor> terms,
+                        std::span<const Addition> additions, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda) return cuda::ordered_sum(out, terms, additions, stream);
+  }
+  return cpu::ordered_sum(out, terms, additions, stream);
+}
+
 }  // namespace lockstep::kernels

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/device.h"
 #include "core/tensor.h"
 
 // Reductions and casts over flat runs of values.
@@ -24,9 +25,41 @@ void set_zero(const Tensor& out, Stream& stream);
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::sum_of_squares) sum_of_squares;
+decltype(cpu::sum) sum;
+decltype(cpu::cast) cast;
+decltype(cpu::set_zero) set_zero;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::cast;
-using cpu::set_zero;
-using cpu::sum;
-using cpu::sum_of_squares;
+
+inline double sum_of_squares(const Tensor& x, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda) return cuda::sum_of_squares(x, stream);
+  }
+  return cpu::sum_of_squares(x, stream);
+}
+
+inline double sum(const Tensor& x, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda) return cuda::sum(x, stream);
+  }
+  return cpu::sum(x, stream);
+}
+
+inline void cast(const Tensor& out, const Tensor& x, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda) return cuda::cast(out, x, stream);
+  }
+  return cpu::cast(out, x, stream);
+}
+
+inline void set_zero(const Tensor& out, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda) return cuda::set_zero(out, stream);
+  }
+  return cpu::set_zero(out, stream);
+}
+
 }  // namespace lockstep::kernels

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/device.h"
 #include "core/tensor.h"
 
 // Root-mean-square normalisation of each row (Zhang & Sennrich, 2019), as in Llama.
@@ -25,7 +26,30 @@ void rmsnorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dy, c
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::rmsnorm_forward) rmsnorm_forward;
+decltype(cpu::rmsnorm_backward) rmsnorm_backward;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::rmsnorm_backward;
-using cpu::rmsnorm_forward;
+
+inline void rmsnorm_forward(const Tensor& y, const Tensor& inv_rms, const Tensor& x,
+                            const Tensor& gain, float epsilon, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::rmsnorm_forward(y, inv_rms, x, gain, epsilon, stream);
+  }
+  return cpu::rmsnorm_forward(y, inv_rms, x, gain, epsilon, stream);
+}
+
+inline void rmsnorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dy,
+                             const Tensor& x, const Tensor& gain, const Tensor& inv_rms,
+                             Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::rmsnorm_backward(dx, dgain, dy, x, gain, inv_rms, stream);
+  }
+  return cpu::rmsnorm_backward(dx, dgain, dy, x, gain, inv_rms, stream);
+}
+
 }  // namespace lockstep::kernels

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/device.h"
 #include "core/tensor.h"
 #include "kernels/attention.h"
 
@@ -22,7 +23,29 @@ void rope_backward(const Tensor& dqkv, const Tensor& table, const Heads& heads,
 
 }  // namespace lockstep::kernels::cpu
 
+namespace lockstep::kernels::cuda {
+decltype(cpu::rope_forward) rope_forward;
+decltype(cpu::rope_backward) rope_backward;
+}  // namespace lockstep::kernels::cuda
+
 namespace lockstep::kernels {
-using cpu::rope_backward;
-using cpu::rope_forward;
+
+inline void rope_forward(const Tensor& qkv, const Tensor& table, const Heads& heads,
+                         int64_t first_position, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::rope_forward(qkv, table, heads, first_position, stream);
+  }
+  return cpu::rope_forward(qkv, table, heads, first_position, stream);
+}
+
+inline void rope_backward(const Tensor& dqkv, const Tensor& table, const Heads& heads,
+                          int64_t first_position, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::rope_backward(dqkv, table, heads, first_position, stream);
+  }
+  return cpu::rope_backward(dqkv, table, heads, first_position, stream);
+}
+
 }  // namespace lockstep::kernels

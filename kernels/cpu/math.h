@@ -14,13 +14,12 @@ namespace lockstep::kernels::cpu::math {
 
 namespace detail {
 
-using lockstep::detail::bits_as;
-
 LOCKSTEP_INLINE float magnitude(float x) {
-  return bits_as<float>(bits_as<uint32_t>(x) & 0x7fffffffu);
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(x) & 0x7fffffffu);
 }
 LOCKSTEP_INLINE float with_sign_of(float magnitude, float x) {
-  return bits_as<float>(bits_as<uint32_t>(magnitude) | (bits_as<uint32_t>(x) & 0x80000000u));
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) |
+                              (std::bit_cast<uint32_t>(x) & 0x80000000u));
 }
 LOCKSTEP_INLINE float clamp(float x, float low, float high) {  // keeps NaN
   x = x < low ? low : x;
@@ -29,7 +28,7 @@ LOCKSTEP_INLINE float clamp(float x, float low, float high) {  // keeps NaN
 
 // 2^n for n in [-126, 127].
 LOCKSTEP_INLINE float power_of_two(int32_t n) {
-  return bits_as<float>(static_cast<uint32_t>(n + 127) << 23);
+  return std::bit_cast<float>(static_cast<uint32_t>(n + 127) << 23);
 }
 
 // x = n ln 2 + r with |r| <= ln 2 / 2, and expm1 = e^r - 1. |x| < 2^7.
@@ -49,7 +48,7 @@ LOCKSTEP_INLINE Reduced reduce(float x) {
   q = 1.6666667e-1f + r * q;
   q = 0.5f + r * q;
   const int32_t exponent =
-      static_cast<int32_t>(bits_as<uint32_t>(shifted) - bits_as<uint32_t>(kRound));
+      static_cast<int32_t>(std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kRound));
   return {exponent, r + r * r * q};
 }
 

@@ -89,7 +89,7 @@ TYPED_TEST(SixteenBit, SpecialValues) {
   EXPECT_EQ(from_float<T>(-0.0f).bits, 0x8000);
   // NaN of every payload: the lowest bits, which a 16-bit type drops, and all of them.
   for (uint32_t bits : {0x7f800001u, 0xff800001u, 0x7fffffffu, 0xffffffffu, 0x7fc00000u}) {
-    EXPECT_TRUE(std::isnan(to_float(from_float<T>(detail::bits_as<float>(bits))))) << bits;
+    EXPECT_TRUE(std::isnan(to_float(from_float<T>(std::bit_cast<float>(bits))))) << bits;
   }
 }
 

@@ -59,7 +59,7 @@ void for_all_magnitudes(const std::vector<VectorFunction>& variants, Visit visit
   std::vector<float> x = {0.0f, -0.0f, kInfinity, -kInfinity, kNan, -kNan};
   std::mt19937 random(1);
   for (uint64_t bits = 0; bits < uint64_t{1} << 32; bits += 4096) {
-    x.push_back(detail::bits_as<float>(static_cast<uint32_t>(bits + random() % 4096)));
+    x.push_back(std::bit_cast<float>(static_cast<uint32_t>(bits + random() % 4096)));
   }
   // Where the functions bend: densely.
   for (int i = 0; i < 100003; i++) x.push_back(-20.0f + 40.0f * static_cast<float>(i) / 100003);

@@ -27,7 +27,7 @@ struct MpiTrainStep : testing::Test {
   double disagreement(const std::vector<float>& weights) {
     double sums[2] = {0, 0};
     uint64_t hash = 14695981039346656037u;
-    for (float w : weights) hash = (hash ^ detail::bits_as<uint32_t>(w)) * 1099511628211u;
+    for (float w : weights) hash = (hash ^ std::bit_cast<uint32_t>(w)) * 1099511628211u;
     sums[0] = sums[1] = static_cast<double>(hash >> 12);  // exact in float64
     world().all_reduce(&sums[0], 1, ReduceOp::max);
     world().all_reduce(&sums[1], 1, ReduceOp::min);

@@ -1,0 +1,106 @@
+#include "core/cuda_runtime.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "core/check.h"
+
+namespace lockstep::cuda {
+
+void check(int code, std::string_view operation) {
+  if (code == cudaSuccess) return;
+  const auto error = static_cast<cudaError_t>(code);
+  throw DeviceError("CUDA failed in {}: {}", operation, cudaGetErrorString(error));
+}
+
+namespace {
+
+void check_memory(cudaError_t code, std::string_view kind, int64_t size_bytes) {
+  if (code != cudaErrorMemoryAllocation) return check(code, "allocating memory");
+  static_cast<void>(cudaGetLastError());  // it is no reason to fail later calls
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "asking for free memory");
+  throw DeviceError(
+      "out of {} memory: {:.1f} MiB were refused; {:.1f} of the device's {:.1f} MiB are free\n"
+      "reduce --micro-batch-size, or add --recompute",
+      kind, static_cast<double>(size_bytes) / 1048576, static_cast<double>(free) / 1048576,
+      static_cast<double>(total) / 1048576);
+}
+
+cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
+cudaEvent_t event_of(void* event) { return static_cast<cudaEvent_t>(event); }
+
+}  // namespace
+
+void* allocate(int64_t size_bytes) {
+  void* memory = nullptr;
+  check_memory(cudaMalloc(&memory, static_cast<size_t>(size_bytes)), "device", size_bytes);
+  check(cudaMemset(memory, 0, static_cast<size_t>(size_bytes)), "clearing memory");
+  // Streams that do not wait for the default stream may use it at once.
+  check(cudaStreamSynchronize(nullptr), "clearing memory");
+  return memory;
+}
+
+void* allocate_pinned(int64_t size_bytes) {
+  void* memory = nullptr;
+  check_memory(cudaHostAlloc(&memory, static_cast<size_t>(size_bytes), cudaHostAllocDefault),
+               "pinned host", size_bytes);
+  std::fill_n(static_cast<char*>(memory), size_bytes, '\0');
+  return memory;
+}
+
+void release(void* memory) noexcept { cudaFree(memory); }
+void release_pinned(void* memory) noexcept { cudaFreeHost(memory); }
+
+void copy(void* to, const void* from, int64_t size_bytes, void* stream) {
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(size_bytes), cudaMemcpyDefault,
+                        stream_of(stream)),
+        "copying");
+}
+
+void* create_stream() {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
+  return stream;
+}
+
+void destroy_stream(void* stream) noexcept {
+  cudaStreamSynchronize(stream_of(stream));
+  cudaStreamDestroy(stream_of(stream));
+}
+
+void synchronize_stream(void* stream) {
+  check(cudaStreamSynchronize(stream_of(stream)), "waiting for a stream");
+}
+
+void wait_event(void* stream, void* event) {
+  check(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0), "waiting for an event");
+}
+
+void* create_event() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+  return event;
+}
+
+void destroy_event(void* event) noexcept { cudaEventDestroy(event_of(event)); }
+
+void record_event(void* event, void* stream) {
+  check(cudaEventRecord(event_of(event), stream_of(stream)), "recording an event");
+}
+
+void synchronize_event(void* event) {
+  check(cudaEventSynchronize(event_of(event)), "waiting for an event");
+}
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  static_cast<void>(cudaGetLastError());
+  return 0;
+}
+
+void set_device(int index) { check(cudaSetDevice(index), "choosing a GPU"); }
+
+}  // namespace lockstep::cuda

@@ -1,0 +1,114 @@
+#include "core/device.h"
+
+#include <utility>
+
+#include "core/check.h"
+#include "core/cuda_runtime.h"
+
+namespace lockstep {
+
+std::string_view name(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
+
+Stream::Stream(Device device) : device_(device) {
+  if (device == Device::cpu) return;
+  if constexpr (kCudaIsBuilt) {
+    native_ = cuda::create_stream();
+  } else {
+    throw DeviceError("this program was built without CUDA");
+  }
+}
+
+Stream::Stream(Stream&& other) noexcept
+    : device_(other.device_),
+      native_(std::exchange(other.native_, nullptr)),
+      workspace_(std::exchange(other.workspace_, nullptr)),
+      workspace_bytes_(std::exchange(other.workspace_bytes_, 0)) {}
+
+Stream& Stream::operator=(Stream&& other) noexcept {
+  std::swap(device_, other.device_);
+  std::swap(native_, other.native_);
+  std::swap(workspace_, other.workspace_);
+  std::swap(workspace_bytes_, other.workspace_bytes_);
+  return *this;
+}
+
+Stream::~Stream() {
+  if constexpr (kCudaIsBuilt) {
+    if (native_ != nullptr) cuda::destroy_stream(native_);
+    if (workspace_ != nullptr) cuda::release(workspace_);
+  }
+}
+
+void Stream::wait(const Event& event) {
+  if constexpr (kCudaIsBuilt) {
+    if (native_ != nullptr && event.native() != nullptr) cuda::wait_event(native_, event.native());
+  }
+}
+
+void Stream::synchronize() {
+  if constexpr (kCudaIsBuilt) {
+    if (native_ != nullptr) cuda::synchronize_stream(native_);
+  }
+}
+
+void* Stream::workspace(int64_t size_bytes) {
+  CHECK(device_ == Device::cuda, "on the CPU a kernel has scratch memory of its own");
+  if constexpr (kCudaIsBuilt) {
+    if (size_bytes > workspace_bytes_) {
+      synchronize();
+      if (workspace_ != nullptr) cuda::release(std::exchange(workspace_, nullptr));
+      workspace_bytes_ = 0;
+      workspace_ = cuda::allocate(size_bytes);
+      workspace_bytes_ = size_bytes;
+    }
+  }
+  return workspace_;
+}
+
+Event::Event(Device device) {
+  if constexpr (kCudaIsBuilt) {
+    if (device == Device::cuda) native_ = cuda::create_event();
+  } else {
+    CHECK(device == Device::cpu);
+  }
+}
+
+Event::Event(Event&& other) noexcept : native_(std::exchange(other.native_, nullptr)) {}
+
+Event& Event::operator=(Event&& other) noexcept {
+  std::swap(native_, other.native_);
+  return *this;
+}
+
+Event::~Event() {
+  if constexpr (kCudaIsBuilt) {
+    if (native_ != nullptr) cuda::destroy_event(native_);
+  }
+}
+
+void Event::record(const Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (native_ != nullptr) cuda::record_event(native_, stream.native());
+  }
+}
+
+void Event::synchronize() const {
+  if constexpr (kCudaIsBuilt) {
+    if (native_ != nullptr) cuda::synchronize_event(native_);
+  }
+}
+
+int cuda_device_count() {
+  if constexpr (kCudaIsBuilt) return cuda::device_count();
+  return 0;
+}
+
+void set_cuda_device([[maybe_unused]] int index) {
+  if constexpr (kCudaIsBuilt) {
+    cuda::set_device(index);
+  } else {
+    throw DeviceError("this program was built without CUDA");
+  }
+}
+
+}  // namespace lockstep
