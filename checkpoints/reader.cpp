@@ -77,20 +77,26 @@ class Checkpoint::Implementation {
   bool has_optimizer_state() const { return folder_.has_value(); }
 
   void read(FlatKind kind, int64_t begin, const Tensor& out) {
-    CHECK(out.device() == Device::cpu);
     CHECK(kind == FlatKind::weights || has_optimizer_state(), "{} has no optimizer state",
           path_.string());
     CHECK(0 <= begin && begin + out.size() <= table_.size(), "elements {} to {} of {}", begin,
           begin + out.size(), table_.size());
-    if (out.dtype() == DType::fp32) return read_floats(kind, begin, out.as<float>(), out.size());
+    if (out.dtype() == DType::fp32 && out.device() == Device::cpu) {
+      return read_floats(kind, begin, out.as<float>(), out.size());
+    }
     constexpr int64_t kPiece = int64_t{1} << 23;  // elements: 32 MiB at a time
     const Buffer floats(DType::fp32, {std::min(kPiece, out.size())});
+    const Buffer converted(out.dtype(), {std::min(kPiece, out.size())});
     const Tensor flat = out.reshape({out.size()});
+    Stream stream(out.device());
     for (int64_t at = 0; at < out.size(); at += kPiece) {
       const int64_t count = std::min(kPiece, out.size() - at);
       const Tensor piece = floats.tensor().slice(0, count);
       read_floats(kind, begin + at, piece.as<float>(), count);
-      convert(piece, flat.slice(at, at + count));
+      const Tensor host = converted.tensor().slice(0, count);
+      convert(piece, host);
+      copy(flat.slice(at, at + count), host, stream);
+      stream.synchronize();
     }
   }
 

@@ -13,9 +13,16 @@ namespace lockstep {
 
 class GradientReducer::Implementation {
  public:
-  Implementation(Communicator& communicator, const Tensor& gradients, const Sharding& sharding,
-                 std::vector<Range> group_ranges, DType dtype)
-      : gradients_(gradients), sharding_(sharding), group_ranges_(std::move(group_ranges)) {
+  Implementation(Communicator& communicator, Stream& stream, const Tensor& gradients,
+                 const Sharding& sharding, std::vector<Range> group_ranges, DType dtype)
+      : gradients_(gradients),
+        sharding_(sharding),
+        group_ranges_(std::move(group_ranges)),
+        communicator_(communicator.duplicate()),
+        backward_stream_(stream),
+        stream_(stream.device()),
+        complete_(stream.device()),
+        joined_(stream.device()) {
     CHECK(gradients.dtype() == DType::fp32, "gradients are added up in fp32");
     CHECK(gradients.size() == sharding.padded_size());
     CHECK(!group_ranges_.empty() && group_ranges_.front().begin == 0 &&
@@ -25,18 +32,19 @@ class GradientReducer::Implementation {
     } else {
       ordered_.emplace(sharding, gradients, dtype);
     }
-    communicator_ = communicator.duplicate();
-    if (sharding.workers() > 1) thread_ = std::thread([this] { work(); });
+    if (sharding.workers() > 1 && stream.device() == Device::cpu) {
+      thread_ = std::thread([this] { work(); });
+    }
   }
 
   ~Implementation() {
-    if (!thread_.joinable()) return;
     {
       std::lock_guard lock(mutex_);
       // A step that failed half-way: the peers may never come.
       if (complete_from_ != -1 || ready_ != 0) communicator_->cancel();
       stopping_ = true;
     }
+    if (!thread_.joinable()) return;
     changed_.notify_all();
     thread_.join();
   }
@@ -50,6 +58,7 @@ class GradientReducer::Implementation {
       if (complete_from_ == 0) finish_virtual_worker();
       return;
     }
+    if (!thread_.joinable()) return enqueue_complete_buckets();
     std::lock_guard lock(mutex_);
     while (ready_ < sharding_.num_buckets() && sharding_.bucket(ready_).begin >= complete_from_) {
       ready_++;
@@ -59,13 +68,13 @@ class GradientReducer::Implementation {
 
   void finish() {
     CHECK(complete_from_ == 0, "backward has not completed every group");
-    if (sharding_.workers() == 1) {
-      Stream stream;
-      for (int b = 0; b < sharding_.num_buckets(); b++) reduce(b, stream);
-    } else {
+    if (thread_.joinable()) {
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [&] { return reduced_ == sharding_.num_buckets() || error_; });
       if (error_) std::rethrow_exception(error_);
+    } else {
+      joined_.record(stream_);
+      backward_stream_.wait(joined_);
     }
     complete_from_ = -1;
     ready_ = reduced_ = virtual_workers_done_ = 0;
@@ -81,10 +90,18 @@ class GradientReducer::Implementation {
   }
 
   void finish_virtual_worker() {
-    Stream stream;
-    ordered_->keep(stream);
+    ordered_->keep(backward_stream_);
     virtual_workers_done_++;
     complete_from_ = -1;
+  }
+
+  // Without a thread: the stream of reductions goes on beside that of backward.
+  void enqueue_complete_buckets() {
+    complete_.record(backward_stream_);
+    stream_.wait(complete_);
+    while (ready_ < sharding_.num_buckets() && sharding_.bucket(ready_).begin >= complete_from_) {
+      reduce(ready_++, stream_);
+    }
   }
 
   void reduce(int b, Stream& stream) {
@@ -99,7 +116,6 @@ class GradientReducer::Implementation {
   }
 
   void work() {
-    Stream stream;
     std::unique_lock lock(mutex_);
     while (true) {
       changed_.wait(lock, [&] { return stopping_ || reduced_ < ready_; });
@@ -108,7 +124,7 @@ class GradientReducer::Implementation {
       lock.unlock();
       std::exception_ptr error;
       try {
-        reduce(bucket, stream);
+        reduce(bucket, stream_);
       } catch (...) {
         error = std::current_exception();
       }
@@ -126,11 +142,14 @@ class GradientReducer::Implementation {
   const Tensor gradients_;
   const Sharding sharding_;
   const std::vector<Range> group_ranges_;
+  std::unique_ptr<Communicator> communicator_;
+  Stream& backward_stream_;  // in which gradients become complete
+  Stream stream_;            // of the reductions; it ends before the communicator
+  Event complete_, joined_;
   std::optional<OrderedReduction> ordered_;  // none: the library's all-reduce
   int64_t complete_from_ = -1;               // -1: nothing yet
   int virtual_workers_done_ = 0;
 
-  std::unique_ptr<Communicator> communicator_;
   std::thread thread_;
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
@@ -139,10 +158,10 @@ class GradientReducer::Implementation {
   bool stopping_ = false;
 };
 
-GradientReducer::GradientReducer(Communicator& communicator, const Tensor& gradients,
-                                 const Sharding& sharding, std::vector<Range> group_ranges,
-                                 DType dtype)
-    : implementation_(std::make_unique<Implementation>(communicator, gradients, sharding,
+GradientReducer::GradientReducer(Communicator& communicator, Stream& stream,
+                                 const Tensor& gradients, const Sharding& sharding,
+                                 std::vector<Range> group_ranges, DType dtype)
+    : implementation_(std::make_unique<Implementation>(communicator, stream, gradients, sharding,
                                                        std::move(group_ranges), dtype)) {}
 
 GradientReducer::~GradientReducer() = default;

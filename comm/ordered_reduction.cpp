@@ -11,6 +11,7 @@ OrderedReduction::OrderedReduction(const Sharding& sharding, const Tensor& gradi
     : sharding_(sharding), gradients_(gradients), dtype_(dtype), tree_(sharding.virtual_workers()) {
   CHECK(gradients.dtype() == DType::fp32 && gradients.size() == sharding.padded_size());
   CHECK(dtype == DType::fp32 || dtype == DType::bf16, "gradients do not travel in {}", name(dtype));
+  const Device device = gradients.device();
   const int each = sharding.virtual_workers_each(), first = sharding.rank() * each;
 
   size_t most = 0;
@@ -20,7 +21,7 @@ OrderedReduction::OrderedReduction(const Sharding& sharding, const Tensor& gradi
     most = std::max(most, nodes.size());
     nodes = tree_.join(nodes).nodes;
   }
-  for (size_t i = 0; i < most; i++) kept_.emplace_back(dtype, Shape{sharding.padded_size()});
+  for (size_t i = 0; i < most; i++) kept_.emplace_back(dtype, Shape{sharding.padded_size()}, device);
   nodes.push_back(tree_.leaf(first + each - 1));
   own_ = tree_.join(nodes);
 
@@ -34,10 +35,10 @@ OrderedReduction::OrderedReduction(const Sharding& sharding, const Tensor& gradi
   CHECK(all_.nodes.size() == 1 && all_.places.front() == 0);
 
   const int64_t largest = sharding.bucket(0).size();  // only the last one is smaller
-  if (dtype != DType::fp32 && sharding.virtual_workers() > 1) sent_ = Buffer(dtype, {largest});
+  if (dtype != DType::fp32 && sharding.virtual_workers() > 1) sent_ = Buffer(dtype, {largest}, device);
   if (sharding.workers() == 1) return;
   rounds_ = *std::max_element(pieces_.begin(), pieces_.end());
-  received_ = Buffer(dtype, {rounds_, largest});
+  received_ = Buffer(dtype, {rounds_, largest}, device);
 }
 
 Tensor OrderedReduction::kept(size_t i, const Range& range) const {

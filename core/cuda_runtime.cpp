@@ -94,6 +94,13 @@ void synchronize_event(void* event) {
   check(cudaEventSynchronize(event_of(event)), "waiting for an event");
 }
 
+bool event_passed(void* event) {
+  const cudaError_t code = cudaEventQuery(event_of(event));
+  if (code == cudaErrorNotReady) return false;
+  check(code, "asking for an event");
+  return true;
+}
+
 int device_count() {
   int count = 0;
   if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
@@ -102,5 +109,11 @@ int device_count() {
 }
 
 void set_device(int index) { check(cudaSetDevice(index), "choosing a GPU"); }
+
+Gpu properties(int index) {
+  cudaDeviceProp found{};
+  check(cudaGetDeviceProperties(&found, index), "asking for a GPU's properties");
+  return {found.name, 10 * found.major + found.minor, static_cast<int64_t>(found.totalGlobalMem)};
+}
 
 }  // namespace lockstep::cuda

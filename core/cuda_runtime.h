@@ -2,6 +2,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "core/device.h"
+
 // What core needs of the CUDA runtime, without its headers. Defined in a build with CUDA only. All
 // throw DeviceError with the runtime's words; those that free do not throw.
 namespace lockstep::cuda {
@@ -23,9 +25,11 @@ void* create_event();
 void destroy_event(void* event) noexcept;
 void record_event(void* event, void* stream);
 void synchronize_event(void* event);
+bool event_passed(void* event);
 
 int device_count();  // 0 where there is no driver
 void set_device(int index);
+Gpu properties(int index);
 
 // Throws DeviceError when `code`, a cudaError_t, is not success.
 void check(int code, std::string_view operation);

@@ -98,6 +98,11 @@ void Event::synchronize() const {
   }
 }
 
+bool Event::passed() const {
+  if constexpr (kCudaIsBuilt) return native_ == nullptr || cuda::event_passed(native_);
+  return true;
+}
+
 int cuda_device_count() {
   if constexpr (kCudaIsBuilt) return cuda::device_count();
   return 0;
@@ -109,6 +114,12 @@ void set_cuda_device([[maybe_unused]] int index) {
   } else {
     throw DeviceError("this program was built without CUDA");
   }
+}
+
+Gpu this_gpu([[maybe_unused]] int index) {
+  Gpu gpu;
+  if constexpr (kCudaIsBuilt) gpu = cuda::properties(index);
+  return gpu;
 }
 
 }  // namespace lockstep

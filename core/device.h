@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 // Devices, and the queues of work on them. In a build without CUDA (LOCKSTEP_CUDA=0) only the CPU
@@ -56,6 +57,7 @@ class Event {
   void record(const Stream& stream);
   // Returns when what was marked has run; at once when nothing was.
   void synchronize() const;
+  bool passed() const;  // whether synchronize() would return at once
   void* native() const { return native_; }  // a cudaEvent_t; null on the CPU
 
  private:
@@ -66,5 +68,12 @@ class Event {
 int cuda_device_count();
 // Makes one of them the current device of the calling thread.
 void set_cuda_device(int index);
+
+struct Gpu {
+  std::string name;
+  int architecture = 0;  // 10 * major + minor of its compute capability
+  int64_t memory_bytes = 0;
+};
+Gpu this_gpu(int index);
 
 }  // namespace lockstep

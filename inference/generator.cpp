@@ -26,8 +26,8 @@ std::string_view name(FinishReason reason) {
 
 namespace {
 
-Buffer read_weights(const Checkpoint& checkpoint, DType precision) {
-  Buffer weights(precision, {checkpoint.table().size()});
+Buffer read_weights(const Checkpoint& checkpoint, DType precision, Device device) {
+  Buffer weights(precision, {checkpoint.table().size()}, device);
   checkpoint.read(FlatKind::weights, 0, weights.tensor());
   return weights;
 }
@@ -36,13 +36,14 @@ Buffer read_weights(const Checkpoint& checkpoint, DType precision) {
 
 class Generator::Implementation {
  public:
-  Implementation(const Checkpoint& checkpoint, DType precision)
+  Implementation(const Checkpoint& checkpoint, DType precision, Device device)
       : precision_(precision),
+        device_(device),
         tokenizer_(Tokenizer::from_json(checkpoint.info().tokenizer_json,
                                         checkpoint.path().string() + ": tokenizer")),
-        weights_(read_weights(checkpoint, precision)),
+        weights_(read_weights(checkpoint, precision, device)),
         decoder_(checkpoint.info().model, weights_.tensor()),
-        hidden_(precision, {1, config().hidden_size}),
+        hidden_(precision, {1, config().hidden_size}, device),
         logits_(DType::fp32, {1, config().vocab_size}) {
     if (tokenizer_.vocab_size() > config().vocab_size) {
       throw DataError("{}: the tokenizer has {} tokens, the model {}", checkpoint.path().string(),
@@ -66,12 +67,15 @@ class Generator::Implementation {
     return {logits_.tensor().as<float>(), static_cast<size_t>(config().vocab_size)};
   }
 
-  KvCache cache(int64_t capacity) const { return KvCache(config(), capacity, precision_); }
+  KvCache cache(int64_t capacity) const {
+    return KvCache(config(), capacity, precision_, device_);
+  }
 
  private:
   std::vector<int32_t> prompt_tokens(const std::string& prompt) const;
 
   const DType precision_;
+  const Device device_;
   const Tokenizer tokenizer_;
   const Buffer weights_;
   Decoder decoder_;
@@ -134,8 +138,8 @@ Completion Generator::Implementation::generate(
   return completion;
 }
 
-Generator::Generator(const Checkpoint& checkpoint, DType precision)
-    : implementation_(std::make_unique<Implementation>(checkpoint, precision)) {}
+Generator::Generator(const Checkpoint& checkpoint, DType precision, Device device)
+    : implementation_(std::make_unique<Implementation>(checkpoint, precision, device)) {}
 Generator::~Generator() = default;
 
 const ModelConfig& Generator::config() const { return implementation_->config(); }

@@ -37,7 +37,7 @@ struct Completion {
 // keys and values.
 class Generator {
  public:
-  Generator(const Checkpoint& checkpoint, DType precision);
+  Generator(const Checkpoint& checkpoint, DType precision, Device device = Device::cpu);
   ~Generator();
   const ModelConfig& config() const;
   const Tokenizer& tokenizer() const;

@@ -9,24 +9,54 @@
 
 namespace lockstep::kernels {
 
-double measured_product_rate(DType dtype) {
-  using Clock = std::chrono::steady_clock;
-  constexpr int64_t kSize = 1024;
-  constexpr double kOperations = 2.0 * kSize * kSize * kSize;
-  constexpr double kSeconds = 0.2;
-  const Buffer x(dtype, {kSize, kSize}), weight(dtype, {kSize, kSize}), y(dtype, {kSize, kSize});
-  Stream stream;
-  const auto seconds_since = [](Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  };
-  // The first product prepares itself; it counts only where it alone takes all the time.
-  double best = 0;
-  const auto begin = Clock::now();
-  do {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Products of `size` rows, inputs and outputs.
+class Products {
+ public:
+  Products(int64_t size, DType dtype, Device device)
+      : size_(static_cast<double>(size)),
+        stream_(device),
+        x_(dtype, {size, size}, device),
+        weight_(dtype, {size, size}, device),
+        y_(dtype, {size, size}, device) {}
+
+  double seconds_of_one() {
     const auto start = Clock::now();
-    linear_forward(y.tensor(), x.tensor(), weight.tensor(), {}, stream);
-    best = std::max(best, kOperations / seconds_since(start));
-  } while (seconds_since(begin) < kSeconds);
+    linear_forward(y_.tensor(), x_.tensor(), weight_.tensor(), {}, stream_);
+    stream_.synchronize();
+    return seconds_since(start);
+  }
+  double operations() const { return 2 * size_ * size_ * size_; }
+
+ private:
+  double size_;
+  Stream stream_;
+  Buffer x_, weight_, y_;
+};
+
+}  // namespace
+
+double measured_product_rate(DType dtype, Device device) {
+  constexpr double kSeconds = 0.2, kLongEnough = 1e-3;
+  constexpr int64_t kLargest = 8192;
+  double best = 0;
+  for (int64_t size = 1024; size <= kLargest; size *= 2) {
+    Products products(size, dtype, device);
+    const auto begin = Clock::now();
+    double shortest = products.seconds_of_one();  // the first one prepares itself
+    do {
+      shortest = std::min(shortest, products.seconds_of_one());
+    } while (seconds_since(begin) < kSeconds);
+    best = std::max(best, products.operations() / shortest);
+    if (device == Device::cpu || shortest > kLongEnough) break;
+  }
   return best;
 }
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "comm/agreement.h"
+#include "comm/nccl_communicator.h"
 #include "core/thread_pool.h"
 #include "kernels/matmul.h"
 #include "launch/machine.h"
@@ -22,15 +24,18 @@ void add_precision_option(OptionTable& table, PrecisionChoice& precision) {
             "fast at it, else fp32)");
 }
 
-void add_device_options(OptionTable& table, DeviceChoice& device, std::optional<int>& threads) {
+void add_machine_options(OptionTable& table, MachineOptions& options) {
   table.add("device",
-            choice(device,
+            choice(options.device,
                    {{"auto", DeviceChoice::automatic},
                     {"cpu", DeviceChoice::cpu},
                     {"cuda", DeviceChoice::cuda}},
                    "auto|cpu|cuda"),
-            "where to compute (default auto)", InConfigFile::no);
-  table.add("threads", integer(threads, 1, 4096),
+            "where to compute (default auto: on GPUs where every worker has one)",
+            InConfigFile::no);
+  table.add("share-gpu", flag(options.share_gpu),
+            "let several workers of a host compute on one GPU", InConfigFile::no);
+  table.add("threads", integer(options.threads, 1, 4096),
             "threads a worker (default: the cores it may use, divided by the workers that share "
             "them)",
             InConfigFile::no);
@@ -40,16 +45,76 @@ void add_compute_options(OptionTable& table, ComputeOptions& options) {
   table.group("Numerics");
   add_precision_option(table, options.precision);
   table.group("Machine");
-  add_device_options(table, options.device, options.threads);
+  add_machine_options(table, options.machine);
 }
 
 void check_device(DeviceChoice device) {
-  if (device == DeviceChoice::cuda) {
+  if (device != DeviceChoice::cuda) return;
+  if (!kCudaIsBuilt) {
     throw DeviceError("--device cuda: this build has no CUDA; leave it out or use --device cpu");
+  }
+  if (cuda_device_count() == 0) {
+    throw DeviceError("--device cuda: CUDA finds no GPU here ({}); 'lockstep doctor' tells more",
+                      has_nvidia_gpu() ? "there is one: is its driver older than this program needs?"
+                                       : "no driver is loaded");
   }
 }
 
-bool fast_bf16(MpiSession* session) {
+namespace {
+
+// CUDA code is built for these and newer.
+constexpr int kOldestArchitecture = 80;  // 10 * major + minor: A100, RTX 30
+
+bool all_have_gpus(MpiSession* session) {
+  double there = cuda_device_count() > 0 ? 1 : 0;
+  if (session != nullptr) session->world().all_reduce(&there, 1, ReduceOp::min);
+  return there == 1;
+}
+
+void take_gpu(bool share, int local_rank, int local_size) {
+  const int count = cuda_device_count();
+  if (local_size > count && !share) {
+    throw DeviceError(
+        "{} workers of this host for {} GPU{}: start one worker a GPU, or add --share-gpu",
+        local_size, count, count == 1 ? "" : "s");
+  }
+  const int index = local_rank % count;
+  const Gpu gpu = this_gpu(index);
+  if (gpu.architecture < kOldestArchitecture) {
+    throw DeviceError("the GPU {} ({}) is of architecture {}.{}; {}.{} or newer is needed", index,
+                      gpu.name, gpu.architecture / 10, gpu.architecture % 10,
+                      kOldestArchitecture / 10, kOldestArchitecture % 10);
+  }
+  set_cuda_device(index);
+}
+
+}  // namespace
+
+Device start_device(const MachineOptions& options, MpiSession* session) {
+  if (options.device == DeviceChoice::cpu) return Device::cpu;
+  if (options.device == DeviceChoice::automatic && !all_have_gpus(session)) return Device::cpu;
+  if (session == nullptr) {
+    check_device(options.device);
+    take_gpu(options.share_gpu, 0, 1);
+  } else {
+    run_together(session->world(), [&] {
+      check_device(options.device);
+      take_gpu(options.share_gpu, session->local_rank(), session->local_size());
+    });
+  }
+  return Device::cuda;
+}
+
+std::unique_ptr<Communicator> device_communicator([[maybe_unused]] Device device,
+                                                  [[maybe_unused]] Communicator& world) {
+  if constexpr (kCudaIsBuilt) {
+    if (device == Device::cuda) return nccl_communicator(world);
+  }
+  return nullptr;
+}
+
+bool fast_bf16(Device device, MpiSession* session) {
+  if (device == Device::cuda) return true;
   double fast = kernels::cpu::has_fast_product(DType::bf16) ? 1 : 0;
   if (session != nullptr) session->world().all_reduce(&fast, 1, ReduceOp::min);
   return fast == 1;
@@ -79,10 +144,10 @@ void start_threads(const std::optional<int>& threads, MpiSession* session) {
   }
 }
 
-DType start_compute(const ComputeOptions& options, MpiSession* session) {
-  check_device(options.device);
-  start_threads(options.threads, session);
-  return resolve_precision(options.precision, fast_bf16(session));
+Compute start_compute(const ComputeOptions& options, MpiSession* session) {
+  const Device device = start_device(options.machine, session);
+  start_threads(options.machine.threads, session);
+  return {device, resolve_precision(options.precision, fast_bf16(device, session))};
 }
 
 }  // namespace lockstep::launch

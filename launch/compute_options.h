@@ -11,30 +11,48 @@ namespace lockstep::launch {
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class PrecisionChoice { automatic, fp32, bf16, fp16 };
 
-struct ComputeOptions {
-  PrecisionChoice precision = PrecisionChoice::automatic;
+struct MachineOptions {
   DeviceChoice device = DeviceChoice::automatic;
+  bool share_gpu = false;  // several workers on one
   std::optional<int> threads;
 };
 
+struct ComputeOptions {
+  PrecisionChoice precision = PrecisionChoice::automatic;
+  MachineOptions machine;
+};
+
 void add_precision_option(OptionTable& table, PrecisionChoice& precision);
-void add_device_options(OptionTable& table, DeviceChoice& device, std::optional<int>& threads);
+void add_machine_options(OptionTable& table, MachineOptions& options);
 // Both, under captions of their own.
 void add_compute_options(OptionTable& table, ComputeOptions& options);
 
-// Throws DeviceError when the device is not there.
+// Throws DeviceError when the device is not there, at once: before anything is read.
 void check_device(DeviceChoice device);
 
-// auto: bf16 where every worker's machine multiplies it faster than fp32, else fp32. Collective
-// where there is a session.
-bool fast_bf16(MpiSession* session);
+// What carries the tensors of a GPU between the workers; none for the CPU, where `world` does. Must
+// not outlive it. Collective.
+std::unique_ptr<Communicator> device_communicator(Device device, Communicator& world);
+
+// The device to compute on (auto: GPUs where every worker has one), which is made ready: each worker
+// takes the GPU of its place among the workers of its host. Throws DeviceError when there are fewer,
+// unless they may be shared, and when one is too old. Collective where there is a session.
+Device start_device(const MachineOptions& options, MpiSession* session);
+
+// auto: bf16 where every worker multiplies it faster than fp32, else fp32. Collective where there is
+// a session.
+bool fast_bf16(Device device, MpiSession* session);
 DType resolve_precision(PrecisionChoice precision, bool fast_bf16);
 
 // Sets this worker's number of threads: as given, or its share of the cores. Collective where there
 // is a session.
 void start_threads(const std::optional<int>& threads, MpiSession* session);
 
-// check_device, start_threads and resolve_precision.
-DType start_compute(const ComputeOptions& options, MpiSession* session);
+// start_device, start_threads and resolve_precision.
+struct Compute {
+  Device device;
+  DType precision;
+};
+Compute start_compute(const ComputeOptions& options, MpiSession* session);
 
 }  // namespace lockstep::launch

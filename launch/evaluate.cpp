@@ -40,9 +40,10 @@ OptionTable options(EvaluateOptions& o) {
 // Windows of a forward pass: enough tokens to keep matrix products efficient.
 constexpr int64_t kTokensAtOnce = 4096;
 
-std::unique_ptr<Transformer> load_model(const Checkpoint& checkpoint, DType precision) {
+std::unique_ptr<Transformer> load_model(const Checkpoint& checkpoint, const Compute& compute) {
   Transformer::Options options;
-  options.precision = precision;
+  options.device = compute.device;
+  options.precision = compute.precision;
   const int64_t length = checkpoint.info().model.context_length;
   options.micro_batch_size = std::max<int64_t>(1, kTokensAtOnce / length);
   options.training = false;
@@ -72,9 +73,9 @@ ExitCode run_evaluate(const Arguments& arguments, MpiSession* session) {
     table.parse(arguments);
     table.require("checkpoint");
     table.require("data");
-    check_device(o.compute.device);
+    check_device(o.compute.machine.device);
   });
-  const DType precision = start_compute(o.compute, session);
+  const Compute compute = start_compute(o.compute, session);
   std::optional<Dataset> dataset;
   std::unique_ptr<Transformer> model;
   run_together(session->world(), [&] {
@@ -82,7 +83,7 @@ ExitCode run_evaluate(const Arguments& arguments, MpiSession* session) {
     dataset->split(o.split);
     const Checkpoint checkpoint = Checkpoint::open(o.checkpoint);
     check_same_tokenizer(checkpoint, *dataset);
-    model = load_model(checkpoint, precision);
+    model = load_model(checkpoint, compute);
   });
   const auto start = std::chrono::steady_clock::now();
   const Evaluation evaluation = evaluate(*model, dataset->split(o.split), session->world());
@@ -91,7 +92,7 @@ ExitCode run_evaluate(const Arguments& arguments, MpiSession* session) {
   if (o.json) {
     fmt::print("{}\n", to_json(evaluation).dump());
   } else {
-    print_table(o, evaluation, precision, elapsed.count());
+    print_table(o, evaluation, compute.precision, elapsed.count());
   }
   return ExitCode::done;
 }

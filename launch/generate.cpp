@@ -122,9 +122,9 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   if (wants_help(arguments)) return show_help(table, session);
   table.parse(arguments);
   table.require("checkpoint");
-  const DType precision = start_compute(o.compute, nullptr);
+  const Compute compute = start_compute(o.compute, nullptr);
   const Checkpoint checkpoint = Checkpoint::open(o.checkpoint);
-  Generator generator(checkpoint, precision);
+  Generator generator(checkpoint, compute.precision, compute.device);
   const auto prompts = gather_prompts(o);
   for (size_t i = 0; i < prompts.size(); i++) {
     if (!o.json) {

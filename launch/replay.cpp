@@ -12,8 +12,7 @@ namespace {
 struct ReplayOptions {
   bool replay = false;
   std::filesystem::path from, to, data;
-  std::optional<int> threads;
-  DeviceChoice device = DeviceChoice::automatic;
+  MachineOptions machine;
 };
 
 OptionTable options(ReplayOptions& o) {
@@ -26,7 +25,7 @@ OptionTable options(ReplayOptions& o) {
   table.add("data", path(o.data, "DATASET"),
             "the dataset that the run was trained on (default: where run.cfg says)");
   table.group("Machine");
-  add_device_options(table, o.device, o.threads);
+  add_machine_options(table, o.machine);
   return table;
 }
 
@@ -63,15 +62,17 @@ ExitCode run_replay(const Arguments& arguments, MpiSession& session) {
   TrainConfig config;
   run_together(world, [&] {
     options(o).parse(arguments);
-    check_device(o.device);
+    check_device(o.machine.device);
     from.emplace(Checkpoint::open(o.from));
     to.emplace(Checkpoint::open(o.to));
     config = recorded(o, *to, session);
     dataset.emplace(Dataset::open(config.data));
   });
-  start_threads(o.threads, &session);
+  start_threads(o.machine.threads, &session);
+  config.device = start_device(o.machine, &session);
+  const auto nccl = device_communicator(config.device, world);
   const int64_t first = from->info().step, last = to->info().step;
-  const Replay result = replay(config, std::move(*from), *to, *dataset, world, [&](int64_t step) {
+  const Replay result = replay(config, std::move(*from), *to, *dataset, nccl ? *nccl : world, [&](int64_t step) {
     if (session.rank() == 0 && (step - first) % 10 == 0) {
       spdlog::info("step {}, up to {}", step, last);
     }

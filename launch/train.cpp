@@ -131,13 +131,14 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   const bool first = session->rank() == 0;
   run_together(world, [&] {
     read_options(options, table, arguments, first);
-    check_device(options.device);
+    check_device(options.machine.device);
   });
   world.set_deadline(options.collective_timeout_s);
-  start_threads(options.threads, session);
+  const Device device = start_device(options.machine, session);
+  start_threads(options.machine.threads, session);
   Surroundings surroundings;
   surroundings.workers = session->size();
-  surroundings.fast_bf16 = fast_bf16(session);
+  surroundings.fast_bf16 = fast_bf16(device, session);
   const PrecisionChoice asked = options.precision;
   TrainConfig config;
   RunLock lock;
@@ -150,10 +151,13 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
     surroundings.weights = model_of_weights(options, dataset);
     adapt_micro_batch(options, table, session->size(), first);
     config = resolve_train(options, table, surroundings);
-    check_memory(config, *session);
+    config.device = device;
+    if (device == Device::cpu) check_memory(config, *session);
   });
-  if (first) say_precision(asked, config.precision);
-  return train(config, world, [&] {
+  if (first && device == Device::cpu) say_precision(asked, config.precision);
+  const auto nccl = device_communicator(device, world);
+  if (nccl) nccl->set_deadline(options.collective_timeout_s);
+  return train(config, nccl ? *nccl : world, [&] {
     if (!first) return;
     lock.take(options.run);  // of a run that has begun just now
     write_options(options, table);

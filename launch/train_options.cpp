@@ -177,7 +177,7 @@ void add_machine_options(OptionTable& table, TrainOptions& o) {
             "bits");
 
   table.group("Machine");
-  add_device_options(table, o.device, o.threads);
+  add_machine_options(table, o.machine);
   table.add("collective-timeout", real(o.collective_timeout_s, kPositive),
             "seconds that a worker waits for the others before the run ends with exit code 4 "
             "(default 600)",
@@ -377,7 +377,6 @@ bool superseded(const OptionTable& given, const std::string& name) {
 
 TrainConfig resolve_train(TrainOptions& o, const OptionTable& table,
                           const Surroundings& surroundings) {
-  check_device(o.device);
   ModelConfig model = surroundings.weights ? model_of_weights(o, table, *surroundings.weights)
                                            : model_by_options(o, table);
   if (!surroundings.weights) model.vocab_size = surroundings.vocab_size;

@@ -39,8 +39,7 @@ struct TrainOptions {
   double collective_timeout_s = 600;
   bool recompute = false;
 
-  DeviceChoice device = DeviceChoice::automatic;
-  std::optional<int> threads;
+  MachineOptions machine;
 
   std::optional<int64_t> checkpoint_every, evaluate_every;
   int64_t log_every = 10;

@@ -11,9 +11,9 @@
 
 namespace lockstep {
 
-KvCache::KvCache(const ModelConfig& config, int64_t capacity, DType dtype)
-    : keys_(dtype, {config.num_layers, config.num_kv_heads, capacity, config.head_dim}),
-      values_(dtype, {config.num_layers, config.num_kv_heads, capacity, config.head_dim}),
+KvCache::KvCache(const ModelConfig& config, int64_t capacity, DType dtype, Device device)
+    : keys_(dtype, {config.num_layers, config.num_kv_heads, capacity, config.head_dim}, device),
+      values_(dtype, {config.num_layers, config.num_kv_heads, capacity, config.head_dim}, device),
       capacity_(capacity) {
   CHECK(capacity >= 1);
 }
@@ -32,15 +32,16 @@ Decoder::Decoder(const ModelConfig& config, const Tensor& weights, int64_t chunk
     : config_(config),
       parameters_(parameter_views(ParameterTable(config), weights)),
       dtype_(weights.dtype()),
-      chunk_(std::min(chunk, config.context_length)) {
+      chunk_(std::min(chunk, config.context_length)),
+      stream_(weights.device()),
+      tokens_(DType::int32, {chunk_}, weights.device()) {
   CHECK(chunk >= 1);
   if (config_.family == Family::llama) {
-    rope_table_ = Buffer(DType::fp32, {config_.context_length, config_.head_dim});
-    fill_rope_table(config_, rope_table_.tensor());
+    rope_table_ = rope_table(config_, config_.context_length, stream_.device());
   }
   Arena measured;
   plan(activations_, measured, config_, dtype_, Keep::nothing, 1, chunk_);
-  arena_ = Buffer(measured.size_bytes());
+  arena_ = Buffer(measured.size_bytes(), stream_.device());
 }
 
 // From tokens (1, n) to activations_.final_normed (1, n, C).
@@ -73,7 +74,9 @@ void Decoder::forward(const Tensor& tokens, KvCache& cache, const Tensor& hidden
   const Tensor all = tokens.reshape({count});
   for (int64_t begin = 0; begin < count; begin += chunk_) {
     const int64_t end = std::min(count, begin + chunk_);
-    forward_chunk(all.slice(begin, end).reshape({1, end - begin}), cache);
+    const Tensor chunk = tokens_.tensor().slice(0, end - begin);
+    copy(chunk, all.slice(begin, end), stream_);
+    forward_chunk(chunk.reshape({1, end - begin}), cache);
     const int64_t first = std::max(begin, count - wanted);  // of the chunk's wanted states
     if (first >= end) continue;
     const Tensor states = activations_.final_normed.reshape({end - begin, config_.hidden_size});
@@ -84,7 +87,16 @@ void Decoder::forward(const Tensor& tokens, KvCache& cache, const Tensor& hidden
 }
 
 void Decoder::logits(const Tensor& logits, const Tensor& hidden) {
-  kernels::classifier_logits(logits, hidden, parameters_.classifier, stream_);
+  if (stream_.device() == Device::cpu) {
+    return kernels::classifier_logits(logits, hidden, parameters_.classifier, stream_);
+  }
+  if (logits_.size_bytes() < logits.size_bytes()) {
+    logits_ = Buffer(DType::fp32, logits.shape(), stream_.device());
+  }
+  const Tensor there = logits_.tensor(DType::fp32, logits.shape());
+  kernels::classifier_logits(there, hidden, parameters_.classifier, stream_);
+  copy(logits, there, stream_);
+  stream_.synchronize();
 }
 
 }  // namespace lockstep

@@ -15,7 +15,7 @@ namespace lockstep {
 class KvCache {
  public:
   // Room for `capacity` tokens, zeroed, in compute precision.
-  KvCache(const ModelConfig& config, int64_t capacity, DType dtype);
+  KvCache(const ModelConfig& config, int64_t capacity, DType dtype, Device device = Device::cpu);
 
   int64_t capacity() const { return capacity_; }
   int64_t length() const { return length_; }  // tokens held
@@ -37,17 +37,17 @@ class KvCache {
 class Decoder {
  public:
   // Reads `weights`, a flat buffer of the model's ParameterTable in compute precision, which must
-  // outlive it. Works on at most `chunk` tokens at a time: activations need chunk * (about
+  // outlive it, and computes on the device that holds it. Works on at most `chunk` tokens at a time: activations need chunk * (about
   // 8 C + 3 F) elements.
   Decoder(const ModelConfig& config, const Tensor& weights, int64_t chunk = 128);
 
-  // Appends tokens (N) int32 to the cache's sequence. Writes the states after the final norm of the
+  // Appends tokens (N) int32, in the CPU's memory, to the cache's sequence. Writes the states after the final norm of the
   // last M of them to hidden (M, C), 1 <= M <= N, in compute precision. Throws std::logic_error
   // when the cache or the context length has no room for N more, or on a token outside the
   // vocabulary.
   void forward(const Tensor& tokens, KvCache& cache, const Tensor& hidden);
 
-  // logits (M, V) fp32 of the token after each state of hidden (M, C).
+  // logits (M, V) fp32, in the CPU's memory, of the token after each state of hidden (M, C).
   void logits(const Tensor& logits, const Tensor& hidden);
 
   const ModelConfig& config() const { return config_; }
@@ -59,9 +59,9 @@ class Decoder {
   const ModelParameters parameters_;
   const DType dtype_;
   const int64_t chunk_;
-  Buffer rope_table_, arena_;
-  Activations activations_;
   Stream stream_;
+  Buffer rope_table_, arena_, tokens_, logits_;
+  Activations activations_;
 };
 
 }  // namespace lockstep

@@ -28,18 +28,25 @@ double rope_frequency(const ModelConfig& config, int64_t i) {
 
 }  // namespace
 
-void fill_rope_table(const ModelConfig& config, const Tensor& table) {
+Buffer rope_table(const ModelConfig& config, int64_t positions, Device device) {
+  CHECK(config.head_dim % 2 == 0);
   const int64_t half = config.head_dim / 2;
-  CHECK(table.cols() == 2 * half && config.head_dim % 2 == 0);
+  Buffer table(DType::fp32, {positions, config.head_dim});
   for (int64_t i = 0; i < half; i++) {
     const double frequency = rope_frequency(config, i);
-    for (int64_t t = 0; t < table.rows(); t++) {
+    for (int64_t t = 0; t < positions; t++) {
       const double angle = static_cast<double>(t) * frequency;
-      float* row = table.as<float>() + t * 2 * half;
+      float* row = table.tensor().as<float>() + t * 2 * half;
       row[i] = static_cast<float>(std::cos(angle));
       row[half + i] = static_cast<float>(std::sin(angle));
     }
   }
+  if (device == Device::cpu) return table;
+  Buffer there(DType::fp32, {positions, config.head_dim}, device);
+  Stream stream(device);
+  copy(there.tensor(), table.tensor(), stream);
+  stream.synchronize();
+  return there;
 }
 
 void norm_forward(const ModelConfig& config, const Tensor& y, const Tensor& mean,

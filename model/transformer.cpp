@@ -5,6 +5,7 @@
 #include "kernels/embedding.h"
 #include "kernels/reduce.h"
 #include "model/activations.h"
+#include "model/batch_staging.h"
 #include "model/layer.h"
 #include "model/parameter_views.h"
 
@@ -21,14 +22,14 @@ class Transformer::Implementation {
   const ModelConfig config_;
   const ParameterTable table_;
   const Options options_;
-  const Buffer weights_, gradients_;
   Stream stream_;
+  const Buffer weights_, gradients_;
 
   int64_t activation_bytes() const { return arena_.size_bytes() + rope_table_.size_bytes(); }
 
  private:
-  void prepare(const Batch& batch);
-  void run_layers(const Batch& batch, float dropout);
+  Batch prepare(const Batch& batch);
+  Batch run_layers(const Batch& batch, float dropout);
   void run_layer(int64_t layer, const Batch& batch, float dropout);
   kernels::DropoutMask embedding_dropout(const Batch& batch, float probability) const;
   LayerDropout layer_dropout(const Batch& batch, float probability, int64_t layer) const;
@@ -37,6 +38,7 @@ class Transformer::Implementation {
   Keep keep_;
   ModelParameters parameters_, parameter_gradients_;
   Buffer rope_table_, arena_;
+  BatchStaging staging_;
   Activations activations_;
   int64_t planned_sequences_ = 0, planned_length_ = 0;
   Batch batch_;  // that forward saw last
@@ -63,27 +65,30 @@ Transformer::Implementation::Implementation(const ModelConfig& config, const Opt
     : config_(config),
       table_(config),
       options_(resolved(config, options, table_.size())),
-      weights_(options_.precision, {options_.padded_size}),
-      gradients_(options_.training ? Buffer(DType::fp32, {options_.padded_size}) : Buffer()),
+      stream_(options_.device),
+      weights_(options_.precision, {options_.padded_size}, options_.device),
+      gradients_(options_.training
+                     ? Buffer(DType::fp32, {options_.padded_size}, options_.device)
+                     : Buffer()),
       keep_(!options_.training   ? Keep::nothing
             : options_.recompute ? Keep::layer_inputs
-                                 : Keep::everything) {
+                                 : Keep::everything),
+      staging_(options_.device, options_.micro_batch_size, options_.sequence_length) {
   parameters_ = parameter_views(table_, weights_.tensor().slice(0, table_.size()));
   if (options_.training) {
     parameter_gradients_ = parameter_views(table_, gradients_.tensor().slice(0, table_.size()));
   }
   if (config_.family == Family::llama) {
-    rope_table_ = Buffer(DType::fp32, {options_.sequence_length, config_.head_dim});
-    fill_rope_table(config_, rope_table_.tensor());
+    rope_table_ = rope_table(config_, options_.sequence_length, options_.device);
   }
   Arena measured;
   plan(activations_, measured, config_, options_.precision, keep_, options_.micro_batch_size,
        options_.sequence_length);
-  arena_ = Buffer(measured.size_bytes());
+  arena_ = Buffer(measured.size_bytes(), options_.device);
 }
 
-// Checks the batch, and lays the activations out for its shape.
-void Transformer::Implementation::prepare(const Batch& batch) {
+// Checks the batch, lays the activations out for its shape, and brings it to the device.
+Batch Transformer::Implementation::prepare(const Batch& batch) {
   CHECK(batch.tokens.shape().rank() == 2 && batch.tokens.shape() == batch.targets.shape(),
         "tokens {}, targets {}", batch.tokens.shape().to_string(),
         batch.targets.shape().to_string());
@@ -93,11 +98,13 @@ void Transformer::Implementation::prepare(const Batch& batch) {
         "a batch of {} where {} sequences of {} fit", batch.tokens.shape().to_string(),
         options_.micro_batch_size, options_.sequence_length);
   backward_is_due_ = false;
-  if (sequences == planned_sequences_ && length == planned_length_) return;
-  Arena arena(arena_);
-  plan(activations_, arena, config_, options_.precision, keep_, sequences, length);
-  planned_sequences_ = sequences;
-  planned_length_ = length;
+  if (sequences != planned_sequences_ || length != planned_length_) {
+    Arena arena(arena_);
+    plan(activations_, arena, config_, options_.precision, keep_, sequences, length);
+    planned_sequences_ = sequences;
+    planned_length_ = length;
+  }
+  return staging_.on_device(batch, stream_);
 }
 
 // Each dropout of the model has numbers of its own: site 0 is the embedding's, then three a layer.
@@ -128,9 +135,9 @@ void Transformer::Implementation::run_layer(int64_t layer, const Batch& batch, f
                 rope_table_.tensor(), layer_dropout(batch, dropout, layer), stream_);
 }
 
-// From tokens to the input of the classifier.
-void Transformer::Implementation::run_layers(const Batch& batch, float dropout) {
-  prepare(batch);
+// From tokens to the input of the classifier. Returns the batch on the device.
+Batch Transformer::Implementation::run_layers(const Batch& host_batch, float dropout) {
+  const Batch batch = prepare(host_batch);
   const Tensor& embedded = activations_.layers.front().input;
   kernels::embedding_forward(embedded, batch.tokens, parameters_.tokens, parameters_.positions, 0,
                              stream_);
@@ -141,11 +148,12 @@ void Transformer::Implementation::run_layers(const Batch& batch, float dropout) 
   norm_forward(config_, activations_.final_normed, activations_.final_mean,
                activations_.final_scale, activations_.final_input(), parameters_.final_gain,
                parameters_.final_bias, stream_);
+  return batch;
 }
 
-double Transformer::Implementation::forward(const Batch& batch, float gradient_scale) {
+double Transformer::Implementation::forward(const Batch& host_batch, float gradient_scale) {
   CHECK(options_.training);
-  run_layers(batch, config_.dropout);
+  const Batch batch = run_layers(host_batch, config_.dropout);
   kernels::classifier_loss_and_gradient(
       activations_.losses, activations_.gradients.branch, parameter_gradients_.classifier,
       activations_.final_normed, parameters_.classifier, batch.targets, gradient_scale, stream_);
@@ -187,10 +195,12 @@ void Transformer::Implementation::backward(const GroupCallback& group_ready) {
   ready(0);
 }
 
-void Transformer::Implementation::losses(const Batch& batch, const Tensor& losses) {
-  run_layers(batch, 0);
-  kernels::classifier_loss(losses.reshape({losses.size()}), activations_.final_normed,
-                           parameters_.classifier, batch.targets, stream_);
+void Transformer::Implementation::losses(const Batch& host_batch, const Tensor& losses) {
+  const Batch batch = run_layers(host_batch, 0);
+  kernels::classifier_loss(activations_.losses, activations_.final_normed, parameters_.classifier,
+                           batch.targets, stream_);
+  copy(losses.reshape({losses.size()}), activations_.losses, stream_);
+  stream_.synchronize();
 }
 
 Transformer::Transformer(const ModelConfig& config, const Options& options)
@@ -200,6 +210,7 @@ Transformer::~Transformer() = default;
 const ModelConfig& Transformer::config() const { return implementation_->config_; }
 const Transformer::Options& Transformer::options() const { return implementation_->options_; }
 const ParameterTable& Transformer::table() const { return implementation_->table_; }
+Stream& Transformer::stream() { return implementation_->stream_; }
 Tensor Transformer::weights() const { return padded_weights().slice(0, table().size()); }
 Tensor Transformer::gradients() const { return padded_gradients().slice(0, table().size()); }
 Tensor Transformer::padded_weights() const { return implementation_->weights_.tensor(); }

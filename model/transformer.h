@@ -30,6 +30,7 @@ using GroupCallback = std::function<void(int group)>;
 class Transformer {
  public:
   struct Options {
+    Device device = Device::cpu;    // that computes, and holds weights, gradients and activations
     DType precision = DType::fp32;  // of weights, activations and their gradients
     int64_t micro_batch_size = 1;   // B at most
     int64_t sequence_length = 0;    // T at most; 0: the context length
@@ -44,6 +45,9 @@ class Transformer {
   const ModelConfig& config() const;
   const Options& options() const;  // with the sequence length that holds
   const ParameterTable& table() const;
+  // What the model enqueues its work in. Weights and gradients are safe to touch in this stream, or
+  // once it has been synchronised.
+  Stream& stream();
   Tensor weights() const;         // (P) in options.precision; whoever trains keeps the master copy
   Tensor gradients() const;       // (P) fp32; training only
   Tensor padded_weights() const;  // (padded_size), the parameters first
@@ -52,15 +56,16 @@ class Transformer {
 
   // Forward pass with dropout, and the gradient of gradient_scale * loss at the output layer (its
   // logits never stand in memory whole): the gradient of the output layer's weight is added here.
-  // Returns the sum of the losses of the batch's tokens. What the batch views must live until
-  // backward returns.
+  // Returns the sum of the losses of the batch's tokens. The batch is in the CPU's memory, and must
+  // live there until backward returns.
   double forward(const Batch& batch, float gradient_scale);
 
   // Adds the gradients of the batch that forward saw last; once for each forward, and before the
   // next losses().
   void backward(const GroupCallback& group_ready);
 
-  // Without dropout or gradients: the loss of each token, written to losses (B, T) fp32.
+  // Without dropout or gradients: the loss of each token, written to losses (B, T) fp32, in
+  // the CPU's memory as the batch is.
   void losses(const Batch& batch, const Tensor& losses);
 
   // Bytes held, by what they are for.

@@ -41,7 +41,7 @@ AdamW::AdamW(const ParameterTable& table, const OptimizerConfig& config, const T
   const bool own_master = weights.dtype() != DType::fp32;
   int64_t size = 0;
   for (const Range& range : ranges) size += range.size();
-  memory_ = Buffer(DType::fp32, {(own_master ? 3 : 2) * size});
+  memory_ = Buffer(DType::fp32, {(own_master ? 3 : 2) * size}, weights.device());
   int64_t taken = 0;
   const auto take = [&](int64_t count) {
     taken += count;
@@ -61,8 +61,7 @@ AdamW::AdamW(const ParameterTable& table, const OptimizerConfig& config, const T
   }
 }
 
-void AdamW::publish_weights() {
-  Stream stream;
+void AdamW::publish_weights(Stream& stream) {
   for (const Piece& piece : pieces_) {
     if (piece.weights.data() != piece.master.data()) {
       kernels::cast(piece.weights, piece.master, stream);
@@ -71,7 +70,7 @@ void AdamW::publish_weights() {
 }
 
 void AdamW::update(const Tensor& gradients, double gradient_factor, double learning_rate,
-                   int64_t updates_done) {
+                   int64_t updates_done, Stream& stream) {
   const auto updates = static_cast<double>(updates_done + 1);
   kernels::AdamStep step;
   step.learning_rate = static_cast<float>(learning_rate);
@@ -83,7 +82,6 @@ void AdamW::update(const Tensor& gradients, double gradient_factor, double learn
   step.bias_correction2 = static_cast<float>(1 - std::pow(config_.beta2, updates));
   step.gradient_factor = static_cast<float>(gradient_factor);
   step.clip_value = static_cast<float>(config_.clip_value);
-  Stream stream;
   for (const Run& run : runs_) {
     const Piece& state = run.state;
     step.weight_decay = run.decay ? static_cast<float>(config_.weight_decay) : 0.0f;

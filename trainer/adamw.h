@@ -22,20 +22,21 @@ class AdamW {
     Piece slice(const Range& part) const;  // `part` of the flat buffer, within range
   };
 
-  // weights (P): the model's, in compute precision; must outlive this. ranges: ascending.
+  // weights (P): the model's, in compute precision, on the device that updates them; must outlive
+  // this. ranges: ascending.
   AdamW(const ParameterTable& table, const OptimizerConfig& config, const Tensor& weights,
         const std::vector<Range>& ranges);
 
   const std::vector<Piece>& pieces() const { return pieces_; }
 
   // Rounds the master copy into the model's weights: after it was filled from outside.
-  void publish_weights();
+  void publish_weights(Stream& stream);
 
   // The update that follows `updates_done` earlier ones. gradients (P) fp32, of which only the
   // ranges are read; each is multiplied by gradient_factor first. Writes moments, master and the
   // model's weights.
   void update(const Tensor& gradients, double gradient_factor, double learning_rate,
-              int64_t updates_done);
+              int64_t updates_done, Stream& stream);
 
   int64_t memory_bytes() const { return memory_.size_bytes(); }  // beside the model's weights
 

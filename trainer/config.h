@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "core/device.h"
 #include "core/dtype.h"
 #include "model/config.h"
 
@@ -50,6 +51,7 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
 
+  Device device = Device::cpu;
   DType precision = DType::fp32;
   std::optional<double> loss_scale;  // none: dynamic where precision is fp16, else 1
   bool recompute = false;

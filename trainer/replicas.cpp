@@ -15,10 +15,18 @@ namespace {
 constexpr size_t kDigits = 16;  // of xxh3_hex
 
 // The sums of all tensors, one behind the other.
-std::string sums_of(const Transformer& model) {
+std::string sums_of(Transformer& model) {
+  Buffer copied;
+  Tensor weights = model.weights();
+  if (weights.device() != Device::cpu) {
+    copied = Buffer(weights.dtype(), weights.shape());
+    copy(copied.tensor(), weights, model.stream());
+    model.stream().synchronize();
+    weights = copied.tensor();
+  }
   std::string sums;
   for (const Parameter& parameter : model.table().parameters()) {
-    const Tensor tensor = model.table().view(model.weights(), parameter);
+    const Tensor tensor = model.table().view(weights, parameter);
     sums += xxh3_hex(
         {static_cast<const std::byte*>(tensor.data()), static_cast<size_t>(tensor.size_bytes())});
   }
@@ -52,7 +60,7 @@ std::string difference(const ParameterTable& table, const std::vector<std::strin
 
 }  // namespace
 
-void check_replicas(const Transformer& model, int64_t step, Communicator& communicator) {
+void check_replicas(Transformer& model, int64_t step, Communicator& communicator) {
   if (communicator.size() == 1) return;
   communicator.set_purpose("of sums of the weights");
   const std::vector<std::string> sums = communicator.gather(sums_of(model));

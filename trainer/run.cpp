@@ -75,7 +75,7 @@ void Run::describe(const Start& start) {
   progress_.note(fmt::format(
       "{}{}, {} each, {:.0f} MiB a worker", plural(communicator_.size(), "worker"),
       virtual_each == 1 ? "" : fmt::format(" for {} virtual", config_.virtual_workers),
-      plural(num_threads(), "thread"), static_cast<double>(training_.memory_bytes()) / (1 << 20)));
+      config_.device == Device::cuda ? "a GPU" : plural(num_threads(), "thread"), static_cast<double>(training_.memory_bytes()) / (1 << 20)));
   progress_.note(fmt::format("{} of {} of {} tokens: {:.2f} epochs of {} tokens",
                              plural(config_.steps, "step"), plural(config_.batch_size, "sequence"),
                              config_.model.context_length, training_.epochs(config_.steps),
@@ -126,7 +126,7 @@ ExitCode Run::train() {
 void Run::measure_peak() {
   communicator_.set_purpose("before measuring the machine's rate");
   communicator_.barrier();  // workers that share a machine measure at the same time
-  peak_flops_ = kernels::measured_product_rate(config_.precision);
+  peak_flops_ = kernels::measured_product_rate(config_.precision, config_.device);
   communicator_.all_reduce(&peak_flops_, 1, ReduceOp::sum);
 }
 

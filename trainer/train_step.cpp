@@ -51,9 +51,9 @@ StepResult TrainStep::run(TrainerState& state) {
   // 5. Clip, update this worker's ranges, and give every worker the new weights.
   else {
     const double factor = clip_.factor(result.grad_norm) / scaler_.scale();
-    optimizer_.update(model_.gradients(), factor, result.learning_rate, state.updates);
-    Stream stream;
-    gather_shards(sharding_, model_.padded_weights(), communicator_, stream);
+    optimizer_.update(model_.gradients(), factor, result.learning_rate, state.updates,
+                      model_.stream());
+    gather_shards(sharding_, model_.padded_weights(), communicator_, model_.stream());
     state.updates++;
     state.lost_steps = 0;
     scaler_.succeeded();
@@ -75,10 +75,9 @@ TrainStep::Agreement TrainStep::agree(const std::vector<double>& loss_sums) {
   std::vector<double> values(1 + losses + static_cast<size_t>(sharding_.num_slices()));
   values[0] = stop_requested_ ? 1 : 0;
   for (size_t v = 0; v < loss_sums.size(); v++) values[1 + first + v] = loss_sums[v];
-  Stream stream;
   for (const Sharding::Slice& slice : sharding_.slices()) {
     values[1 + losses + static_cast<size_t>(slice.number)] = kernels::sum_of_squares(
-        model_.gradients().slice(slice.range.begin, slice.range.end), stream);
+        model_.gradients().slice(slice.range.begin, slice.range.end), model_.stream());
   }
   communicator_.set_purpose("of losses and gradient norms");
   communicator_.all_reduce(values.data(), static_cast<int64_t>(values.size()), ReduceOp::sum);

@@ -3,7 +3,6 @@
 #include <nlohmann/json.hpp>
 
 #include "comm/agreement.h"
-#include "kernels/reduce.h"
 
 namespace lockstep {
 namespace {
@@ -38,13 +37,14 @@ Training::Training(const TrainConfig& config, Communicator& communicator, const 
       loader_(dataset.split("train"), sampler_, batch_plan(config, communicator)),
       schedule_(config.schedule, config.steps),
       scaler_(loss_scaler(config)),
-      model_(config.model, {.precision = config.precision,
+      model_(config.model, {.device = config.device,
+                            .precision = config.precision,
                             .micro_batch_size = config.micro_batch_size,
                             .recompute = config.recompute,
                             .seed = config.seed,
                             .padded_size = sharding_.padded_size()}),
-      reducer_(communicator, model_.padded_gradients(), sharding_, model_.table().group_ranges(),
-               config.gradient_dtype),
+      reducer_(communicator, model_.stream(), model_.padded_gradients(), sharding_,
+               model_.table().group_ranges(), config.gradient_dtype),
       optimizer_(model_.table(), config.optimizer, model_.weights(), sharding_.updated()),
       step_(model_, loader_, sharding_, reducer_, optimizer_, scaler_, schedule_,
             {config.optimizer.clip_norm, config.optimizer.clip_value}, communicator,
@@ -53,14 +53,18 @@ Training::Training(const TrainConfig& config, Communicator& communicator, const 
 }
 
 void Training::load(const Start& start) {
-  Stream stream;
+  Stream& stream = model_.stream();
   if (!start.checkpoint) {
-    // Through the gradients' memory, which nothing else needs yet.
-    const Tensor weights = model_.gradients();
+    // Through the gradients' memory, where the CPU has it: nothing else needs it yet.
+    const bool on_cpu = config_.device == Device::cpu;
+    const Buffer own =
+        on_cpu ? Buffer() : Buffer(DType::fp32, model_.gradients().shape(), Device::cpu);
+    const Tensor weights = on_cpu ? model_.gradients() : own.tensor();
     initialize(model_.table(), config_.model, config_.seed, weights);
     for (const AdamW::Piece& piece : optimizer_.pieces()) {
-      kernels::cast(piece.master, weights.slice(piece.range.begin, piece.range.end), stream);
+      copy(piece.master, weights.slice(piece.range.begin, piece.range.end), stream);
     }
+    stream.synchronize();
   } else {
     const Checkpoint& checkpoint = *start.checkpoint;
     run_together(communicator_, [&] {
@@ -73,12 +77,13 @@ void Training::load(const Start& start) {
       if (start.resumes) state_ = trainer_state_from_json(checkpoint.info().trainer_state);
     });
   }
-  optimizer_.publish_weights();
+  optimizer_.publish_weights(stream);
   gather_shards(sharding_, model_.padded_weights(), communicator_, stream);
   if (start.resumes) scaler_.restore(state_.loss_scale, state_.clean_steps);
 }
 
-std::vector<CheckpointSlice> Training::shard() const {
+std::vector<CheckpointSlice> Training::shard() {
+  model_.stream().synchronize();
   std::vector<CheckpointSlice> slices;
   for (const Range& range : sharding_.shard()) {
     for (const AdamW::Piece& piece : optimizer_.pieces()) {

@@ -26,8 +26,9 @@ class Training {
   double epochs(int64_t steps) const { return sampler_.epoch(steps); }
   int64_t memory_bytes() const;
 
-  // The shard of weights and moments that this worker writes, also where it updates everything.
-  std::vector<CheckpointSlice> shard() const;
+  // The shard of weights and moments that this worker writes, also where it updates everything;
+  // as the steps so far have left it.
+  std::vector<CheckpointSlice> shard();
 
  private:
   void load(const Start& start);

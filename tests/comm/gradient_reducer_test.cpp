@@ -53,6 +53,11 @@ float tree_sum(std::vector<float> terms, DType dtype) {
   return terms[0];
 }
 
+Stream& host_stream() {
+  static Stream stream;
+  return stream;
+}
+
 // `place`: whose gradients virtual worker v hands in.
 void run_step(
     GradientReducer& reducer, const Tensor& gradients, const Sharding& sharding, int step,
@@ -71,7 +76,7 @@ TEST(GradientReducer, SumsAlongTheTreeWhateverTheNumberOfWorkers) {
   for (const DType dtype : {DType::fp32, DType::bf16}) {
     const Sharding shards = sharding(kVirtualWorkers);
     Buffer buffer(DType::fp32, {shards.padded_size()});
-    GradientReducer reducer(world(), buffer.tensor(), shards, kGroups, dtype);
+    GradientReducer reducer(world(), host_stream(), buffer.tensor(), shards, kGroups, dtype);
     int differs_from_plain_sum = 0;
     for (int step = 0; step < 3; step++) {
       run_step(reducer, buffer.tensor(), shards, step);
@@ -97,7 +102,7 @@ TEST(GradientReducer, SumsAlongTheTreeWhateverTheNumberOfWorkers) {
 TEST(GradientReducer, AnotherOrderHasOtherBits) {
   const Sharding shards = sharding(kVirtualWorkers);
   Buffer buffer(DType::fp32, {shards.padded_size()});
-  GradientReducer reducer(world(), buffer.tensor(), shards, kGroups);
+  GradientReducer reducer(world(), host_stream(), buffer.tensor(), shards, kGroups);
   const auto sums = [&](const std::function<int(int)>& place) {
     run_step(reducer, buffer.tensor(), shards, 0, place);
     std::vector<float> own;
@@ -117,7 +122,7 @@ TEST(GradientReducer, AnotherOrderHasOtherBits) {
 TEST(GradientReducer, SumsOneVirtualWorkerEach) {
   const Sharding shards = sharding(world().size());
   Buffer buffer(DType::fp32, {shards.padded_size()});
-  GradientReducer reducer(world(), buffer.tensor(), shards, kGroups);
+  GradientReducer reducer(world(), host_stream(), buffer.tensor(), shards, kGroups);
   run_step(reducer, buffer.tensor(), shards, 0);
   for (const Range& range : shards.updated()) {
     for (int64_t i = range.begin; i < range.end; i++) {
@@ -132,7 +137,7 @@ TEST(GradientReducer, SumsOneVirtualWorkerEach) {
 TEST(GradientReducer, AllReduceSumsEverywhere) {
   const Sharding shards = sharding(world().size(), /*replicated=*/true);
   Buffer buffer(DType::fp32, {shards.padded_size()});
-  GradientReducer reducer(world(), buffer.tensor(), shards, kGroups);
+  GradientReducer reducer(world(), host_stream(), buffer.tensor(), shards, kGroups);
   float* gradients = buffer.tensor().as<float>();
   const int size = world().size();
   for (int step = 0; step < 20; step++) {
@@ -156,7 +161,7 @@ TEST(GradientReducer, ReducesWhatIsReadyAndNothingElse) {
     Buffer buffer(DType::fp32, {shards.padded_size()});
     auto* gradients = reinterpret_cast<std::atomic<float>*>(buffer.tensor().as<float>());
     for (int i = 0; i < kParameters; i++) gradients[i] = 1;
-    GradientReducer reducer(world(), buffer.tensor(), shards, kGroups);
+    GradientReducer reducer(world(), host_stream(), buffer.tensor(), shards, kGroups);
     const float all = static_cast<float>(world().size());
     const auto own = [&](int bucket) { return shards.run(bucket, world().rank()); };
     int complete = 0;  // buckets within groups 2 and 3
@@ -183,7 +188,7 @@ TEST(GradientReducer, ReducesWhatIsReadyAndNothingElse) {
 TEST(GradientReducer, RefusesGroupsOutOfOrderAndAnUnfinishedBackward) {
   const Sharding shards = sharding(world().size());
   Buffer buffer(DType::fp32, {shards.padded_size()});
-  GradientReducer reducer(world(), buffer.tensor(), shards, kGroups);
+  GradientReducer reducer(world(), host_stream(), buffer.tensor(), shards, kGroups);
   EXPECT_THROW(reducer.layer_ready(2), std::logic_error);
   reducer.layer_ready(3);
   EXPECT_THROW(reducer.finish(), std::logic_error);
@@ -193,7 +198,7 @@ TEST(GradientReducer, LeavesAHalfDoneStepWithoutWaitingForPeers) {
   const Sharding shards = sharding(world().size());
   Buffer buffer(DType::fp32, {shards.padded_size()});
   {
-    GradientReducer reducer(world(), buffer.tensor(), shards, kGroups);
+    GradientReducer reducer(world(), host_stream(), buffer.tensor(), shards, kGroups);
     if (world().rank() == 0) {
       for (int group = 3; group >= 0; group--) reducer.layer_ready(group);
     }

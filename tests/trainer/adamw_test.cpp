@@ -56,6 +56,8 @@ struct AdamWTest : testing::Test {
     return flags;
   }
 
+  Stream stream;
+
   // Ten updates of [begin, end) against the reference over everything.
   void check(const OptimizerConfig& config, DType dtype, int64_t begin, int64_t end) {
     Buffer weights(dtype, {size});
@@ -68,12 +70,12 @@ struct AdamWTest : testing::Test {
       reference.w[static_cast<size_t>(i)] = start;
       if (i >= begin && i < end) optimizer.pieces()[0].master.as<float>()[i - begin] = start;
     }
-    optimizer.publish_weights();
+    optimizer.publish_weights(stream);
     std::vector<float> gradient(static_cast<size_t>(size));
     for (int64_t updates = 0; updates < 10; updates++) {
       for (float& g : gradient) g = 64 * normal(random);
       const double rate = 0.01 / static_cast<double>(updates + 1);
-      optimizer.update(Tensor(gradient.data(), DType::fp32, {size}), 1.0 / 64, rate, updates);
+      optimizer.update(Tensor(gradient.data(), DType::fp32, {size}), 1.0 / 64, rate, updates, stream);
       reference.update(decay(), gradient, 1.0 / 64, rate, updates + 1);
     }
     // Each update moves a weight of at most about 0.5 by at most about 0.01 * sqrt(10), with some
@@ -112,7 +114,7 @@ TEST_F(AdamWTest, DecayIsForMatricesOnly) {
   Buffer weights(DType::fp32, {size}), gradients(DType::fp32, {size});
   AdamW optimizer(table, {.weight_decay = 0.5}, weights.tensor(), {{0, size}});
   for (int64_t i = 0; i < size; i++) weights.tensor().as<float>()[i] = 1;
-  optimizer.update(gradients.tensor(), 1, 0.5, 0);
+  optimizer.update(gradients.tensor(), 1, 0.5, 0, stream);
   for (const Parameter& p : table.parameters()) {
     for (int64_t i = p.offset; i < p.end(); i++) {
       ASSERT_EQ(weights.tensor().as<float>()[i], p.decay ? 0.75f : 1.0f) << p.name;

@@ -86,8 +86,8 @@ struct GoldenRun {
         model(golden.model, {.precision = precision,
                              .micro_batch_size = micro_batch_size,
                              .padded_size = sharding.padded_size()}),
-        reducer(communicator, model.padded_gradients(), sharding, model.table().group_ranges(),
-                options.gradient_dtype),
+        reducer(communicator, model.stream(), model.padded_gradients(), sharding,
+                model.table().group_ranges(), options.gradient_dtype),
         optimizer(model.table(),
                   {kind, hyper["beta1"], hyper["beta2"], hyper["epsilon"], hyper["weight_decay"]},
                   model.weights(), sharding.updated()),
@@ -103,9 +103,8 @@ struct GoldenRun {
   }
 
   void publish_weights(Communicator& communicator) {
-    optimizer.publish_weights();
-    Stream stream;
-    gather_shards(sharding, model.padded_weights(), communicator, stream);
+    optimizer.publish_weights(model.stream());
+    gather_shards(sharding, model.padded_weights(), communicator, model.stream());
   }
 
   // The one element of the master weights, where this worker has it.

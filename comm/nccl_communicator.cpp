@@ -1,0 +1,325 @@
+#include "comm/nccl_communicator.h"
+
+#include <cuda_runtime.h>
+#include <nccl.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "core/check.h"
+#include "core/device.h"
+
+namespace lockstep {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+void check_nccl(ncclResult_t code, std::string_view operation) {
+  if (code == ncclSuccess || code == ncclInProgress) return;
+  throw DeviceError("NCCL failed in {}: {}", operation, ncclGetErrorString(code));
+}
+
+ncclDataType_t nccl_type(DType dtype) {
+  switch (dtype) {
+    case DType::fp32:
+      return ncclFloat32;
+    case DType::bf16:
+      return ncclBfloat16;
+    case DType::fp16:
+      return ncclFloat16;
+    case DType::int32:
+      return ncclInt32;
+  }
+  CHECK(false);
+}
+
+ncclRedOp_t nccl_op(ReduceOp op) {
+  return op == ReduceOp::sum ? ncclSum : op == ReduceOp::max ? ncclMax : ncclMin;
+}
+
+// 128 bytes of an id as text, for the host's broadcast.
+std::string shared_id(Communicator& host) {
+  ncclUniqueId id{};
+  std::string text, failure;
+  if (host.rank() == 0) {
+    const ncclResult_t code = ncclGetUniqueId(&id);
+    if (code != ncclSuccess) failure = ncclGetErrorString(code);
+    text = failure.empty() ? std::string(id.internal, sizeof id.internal) : "!" + failure;
+  }
+  host.set_purpose("of NCCL's id");
+  host.broadcast(text, 0);
+  if (text.size() != sizeof id.internal) {
+    throw DeviceError("NCCL cannot start: {}", text.substr(1));
+  }
+  return text;
+}
+
+}  // namespace
+
+class NcclCommunicator : public Communicator {
+ public:
+  NcclCommunicator(Communicator& host, double deadline_s)
+      : host_(host), watch_(host.duplicate()), deadline_s_(deadline_s) {
+    if (size() == 1) return;
+    start(shared_id(host));
+    watcher_ = std::thread([this] { watch(); });
+  }
+
+  ~NcclCommunicator() override {
+    if (!watcher_.joinable()) return;
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    watcher_.join();
+    // Freeing is collective: after a failure the peers may never come to it.
+    if (failed() || std::uncaught_exceptions() > 0) {
+      abort();
+    } else {
+      ncclCommDestroy(communicator_);
+    }
+  }
+
+  int rank() const override { return host_.rank(); }
+  int size() const override { return host_.size(); }
+
+  void all_reduce(const Tensor& data, ReduceOp op, Stream& stream) override {
+    CHECK(data.dtype() == DType::fp32 || data.dtype() == DType::int32,
+          "{} is not summed between workers: widen it to fp32 first", name(data.dtype()));
+    enqueue("all-reduce", data, stream, [&](cudaStream_t native) {
+      return ncclAllReduce(data.data(), data.data(), count(data), nccl_type(data.dtype()),
+                           nccl_op(op), communicator_, native);
+    });
+  }
+
+  void all_gather(const Tensor& data, Stream& stream) override {
+    CHECK(data.size() % size() == 0, "{} elements among {} workers", data.size(), size());
+    const int64_t bytes = data.size_bytes() / size();
+    enqueue("all-gather", data, stream, [&](cudaStream_t native) {
+      return ncclAllGather(static_cast<char*>(data.data()) + rank() * bytes, data.data(),
+                           count(data) / static_cast<size_t>(size()), nccl_type(data.dtype()),
+                           communicator_, native);
+    });
+  }
+
+  void reduce_scatter(const Tensor& out, const Tensor& data, Stream& stream) override {
+    CHECK(data.size() == out.size() * size() && data.dtype() == out.dtype(),
+          "{} elements to {} workers with {} each", data.size(), size(), out.size());
+    if (size() == 1) return copy(out, data.reshape(out.shape()), stream);
+    enqueue("reduce-scatter", data, stream, [&](cudaStream_t native) {
+      return ncclReduceScatter(data.data(), out.data(), count(out), nccl_type(data.dtype()),
+                               ncclSum, communicator_, native);
+    });
+  }
+
+  // Grouped sends and receives: NCCL runs them as one operation.
+  void all_to_all(const Tensor& out, const Tensor& data, Stream& stream) override {
+    CHECK(data.size_bytes() == out.size_bytes() && data.size() % size() == 0,
+          "{} elements among {} workers", data.size(), size());
+    if (size() == 1) return copy(out, data.reshape(out.shape()), stream);
+    const size_t each = count(data) / static_cast<size_t>(size());
+    const size_t bytes = each * static_cast<size_t>(size_bytes(data.dtype()));
+    const ncclDataType_t type = nccl_type(data.dtype());
+    enqueue("all-to-all", data, stream, [&](cudaStream_t native) {
+      ncclResult_t first_failure = ncclGroupStart();
+      const auto keep = [&](ncclResult_t code) {
+        if (first_failure == ncclSuccess) first_failure = code;
+      };
+      for (int peer = 0; peer < size(); peer++) {
+        const size_t place = static_cast<size_t>(peer) * bytes;
+        keep(ncclSend(static_cast<const char*>(data.data()) + place, each, type, peer,
+                      communicator_, native));
+        keep(ncclRecv(static_cast<char*>(out.data()) + place, each, type, peer, communicator_,
+                      native));
+      }
+      keep(ncclGroupEnd());
+      return first_failure;
+    });
+  }
+
+  void broadcast(const Tensor& data, int root, Stream& stream) override {
+    enqueue("broadcast", data, stream, [&](cudaStream_t native) {
+      return ncclBroadcast(data.data(), data.data(), count(data), nccl_type(data.dtype()), root,
+                           communicator_, native);
+    });
+  }
+
+  void all_reduce(double* values, int64_t count, ReduceOp op) override {
+    working_host().all_reduce(values, count, op);
+  }
+  void broadcast(std::string& text, int root) override { working_host().broadcast(text, root); }
+  std::vector<std::string> gather(const std::string& text) override {
+    return working_host().gather(text);
+  }
+  void barrier() override { working_host().barrier(); }
+
+  std::unique_ptr<Communicator> duplicate() override {
+    throw_if_failed();
+    return std::make_unique<NcclCommunicator>(host_, deadline_s_);
+  }
+  void set_purpose(const std::string& purpose) override { purpose_ = purpose; }
+  void set_deadline(double seconds) override {
+    const std::lock_guard lock(mutex_);
+    deadline_s_ = seconds;
+    host_.set_deadline(seconds);
+  }
+  void cancel() override {
+    fail(fmt::format("an operation {} was cancelled: another part of this worker failed",
+                     purpose_));
+  }
+
+ private:
+  struct Pending {
+    std::string what;  // "all-to-all of gradients, bucket 3 of 9"
+    Event done;
+    Clock::time_point since;
+  };
+
+  static size_t count(const Tensor& data) { return static_cast<size_t>(data.size()); }
+
+  void start(const std::string& id_text) {
+    ncclUniqueId id;
+    std::memcpy(id.internal, id_text.data(), sizeof id.internal);
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;  // no call waits within NCCL, so that a deadline can end every wait
+    ncclComm_t communicator = nullptr;
+    check_nccl(ncclCommInitRankConfig(&communicator, size(), id, rank(), &config), "starting");
+    communicator_ = communicator;
+    settle("starting NCCL");
+  }
+
+  // Until a call that NCCL has only begun is complete.
+  void settle(const std::string& what) {
+    const auto start = Clock::now();
+    ncclResult_t state = ncclInProgress;
+    while (true) {
+      throw_if_failed();
+      check_nccl(ncclCommGetAsyncError(communicator_, &state), what);
+      if (state != ncclInProgress) break;
+      const std::chrono::duration<double> waited = Clock::now() - start;
+      if (waited.count() > deadline_s_) {
+        throw DeviceError("{} took longer than {:.1f} s; {}", what, deadline_s_, absent_workers());
+      }
+      if (waited.count() > 1e-3) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+    check_nccl(state, what);
+  }
+
+  template <class Call>
+  void enqueue(const char* operation, const Tensor& data, Stream& stream, const Call& call) {
+    throw_if_failed();
+    CHECK(data.device() == Device::cuda && stream.device() == Device::cuda,
+          "NCCL moves the memory of GPUs");
+    if (size() == 1) return;
+    const std::string what =
+        purpose_.empty() ? std::string(operation) : fmt::format("{} {}", operation, purpose_);
+    check_nccl(call(static_cast<cudaStream_t>(stream.native())), what);
+    settle(what);
+    Pending pending{what, Event(Device::cuda), Clock::now()};
+    pending.done.record(stream);
+    {
+      const std::lock_guard lock(mutex_);
+      pending_.push_back(std::move(pending));
+    }
+    changed_.notify_all();
+  }
+
+  // The host's communicator, unless NCCL failed: what it then says of itself is worth more than that
+  // the peers do not come.
+  Communicator& working_host() {
+    throw_if_failed();
+    host_.set_purpose(purpose_);
+    return host_;
+  }
+
+  void watch() {
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+      if (pending_.empty()) {
+        changed_.wait(lock, [&] { return stopping_ || !pending_.empty(); });
+        continue;
+      }
+      if (pending_.front().done.passed()) {
+        pending_.pop_front();
+        if (!pending_.empty()) pending_.front().since = Clock::now();
+        continue;
+      }
+      ncclResult_t state = ncclSuccess;
+      ncclCommGetAsyncError(communicator_, &state);
+      const std::chrono::duration<double> waited = Clock::now() - pending_.front().since;
+      const bool late = waited.count() > deadline_s_;
+      if (late || (state != ncclSuccess && state != ncclInProgress)) {
+        const std::string what = pending_.front().what;
+        lock.unlock();
+        const std::string reason =
+            late ? fmt::format("was not done after {:.1f} s; {}", waited.count(), absent_workers())
+                 : std::string(ncclGetErrorString(state));
+        fail(fmt::format("{}: {}", what, reason));
+        return;
+      }
+      changed_.wait_for(lock, std::chrono::milliseconds(20), [&] { return stopping_; });
+    }
+  }
+
+  // Who does not come to a barrier now is missing.
+  std::string absent_workers() {
+    try {
+      watch_->set_purpose("after that");
+      watch_->set_deadline(2);
+      watch_->barrier();
+    } catch (const DeviceError& error) {
+      return error.what();
+    }
+    return "yet every worker is there: look at the network between the GPUs (NCCL_DEBUG=INFO tells "
+           "more)";
+  }
+
+  void fail(const std::string& message) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!failure_.empty()) return;
+      failure_ = message;
+      pending_.clear();
+    }
+    abort();
+  }
+
+  // Ends NCCL's kernels, so that streams which wait for them go on.
+  void abort() {
+    if (ncclComm_t mine = communicator_.exchange(nullptr)) ncclCommAbort(mine);
+  }
+
+  bool failed() {
+    const std::lock_guard lock(mutex_);
+    return !failure_.empty();
+  }
+  void throw_if_failed() {
+    const std::lock_guard lock(mutex_);
+    if (!failure_.empty()) throw DeviceError("{}", failure_);
+  }
+
+  Communicator& host_;
+  std::unique_ptr<Communicator> watch_;  // of the watching thread
+  std::atomic<ncclComm_t> communicator_{nullptr};
+  std::string purpose_;
+  std::thread watcher_;
+  std::condition_variable changed_;
+  std::mutex mutex_;  // guards what follows
+  double deadline_s_;
+  std::deque<Pending> pending_;
+  std::string failure_;
+  bool stopping_ = false;
+};
+
+std::unique_ptr<Communicator> nccl_communicator(Communicator& host) {
+  constexpr double kDeadline = 600;  // until set_deadline says otherwise
+  return std::make_unique<NcclCommunicator>(host, kDeadline);
+}
+
+}  // namespace lockstep
