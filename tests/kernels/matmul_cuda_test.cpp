@@ -1,5 +1,6 @@
-#include "kernels/cuda/bias_gradient.h" #include "tests/kernels/on_device.h"
+#include "kernels/cuda/bias_gradient.h"
 #include "kernels/matmul.h"
+#include "tests/kernels/on_device.h"
 
 namespace lockstep::kernels::tests {
 namespace {
