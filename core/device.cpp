@@ -21,21 +21,21 @@ Stream::Stream(Device device) : device_(device) {
 Stream::Stream(Stream&& other) noexcept
     : device_(other.device_),
       native_(std::exchange(other.native_, nullptr)),
-      workspace_(std::exchange(other.workspace_, nullptr)),
-      workspace_bytes_(std::exchange(other.workspace_bytes_, 0)) {}
+      workspaces_(std::exchange(other.workspaces_, {})) {}
 
 Stream& Stream::operator=(Stream&& other) noexcept {
   std::swap(device_, other.device_);
   std::swap(native_, other.native_);
-  std::swap(workspace_, other.workspace_);
-  std::swap(workspace_bytes_, other.workspace_bytes_);
+  std::swap(workspaces_, other.workspaces_);
   return *this;
 }
 
 Stream::~Stream() {
   if constexpr (kCudaIsBuilt) {
     if (native_ != nullptr) cuda::destroy_stream(native_);
-    if (workspace_ != nullptr) cuda::release(workspace_);
+    for (const Scratch& scratch : workspaces_) {
+      if (scratch.memory != nullptr) cuda::release(scratch.memory);
+    }
   }
 }
 
@@ -51,18 +51,19 @@ void Stream::synchronize() {
   }
 }
 
-void* Stream::workspace(int64_t size_bytes) {
+void* Stream::workspace(int64_t size_bytes, Workspace slot) {
   CHECK(device_ == Device::cuda, "on the CPU a kernel has scratch memory of its own");
+  Scratch& scratch = workspaces_[static_cast<size_t>(slot)];
   if constexpr (kCudaIsBuilt) {
-    if (size_bytes > workspace_bytes_) {
+    if (size_bytes > scratch.size_bytes) {
       synchronize();
-      if (workspace_ != nullptr) cuda::release(std::exchange(workspace_, nullptr));
-      workspace_bytes_ = 0;
-      workspace_ = cuda::allocate(size_bytes);
-      workspace_bytes_ = size_bytes;
+      if (scratch.memory != nullptr) cuda::release(std::exchange(scratch.memory, nullptr));
+      scratch.size_bytes = 0;
+      scratch.memory = cuda::allocate(size_bytes);
+      scratch.size_bytes = size_bytes;
     }
   }
-  return workspace_;
+  return scratch.memory;
 }
 
 Event::Event(Device device) {

@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -13,6 +14,9 @@ std::string_view name(Device device);  // "cpu", "cuda"
 inline constexpr bool kCudaIsBuilt = LOCKSTEP_CUDA;
 
 class Event;
+
+// Scratch memory of a stream. A kernel that calls another has its memory beside the other's.
+enum class Workspace { kernel, product, classifier };
 
 // An ordered queue of work on a device. What is enqueued returns at once and runs later, after all
 // that was enqueued before it; buffers that it uses must live, and must not be read or written by
@@ -35,14 +39,17 @@ class Stream {
   void synchronize();
 
   // Device memory for one kernel call: at least so many bytes, aligned to 256, valid for work that
-  // is enqueued here before the next call of this function. It grows and is kept.
-  void* workspace(int64_t size_bytes);
+  // is enqueued here before the next call of this function for the same slot. It grows and is kept.
+  void* workspace(int64_t size_bytes, Workspace slot = Workspace::kernel);
 
  private:
+  struct Scratch {
+    void* memory = nullptr;
+    int64_t size_bytes = 0;
+  };
   Device device_;
   void* native_ = nullptr;
-  void* workspace_ = nullptr;
-  int64_t workspace_bytes_ = 0;
+  std::array<Scratch, 3> workspaces_{};  // by Workspace
 };
 
 // A point in a stream. Movable only.

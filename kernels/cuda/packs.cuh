@@ -1,0 +1,51 @@
+#pragma once
+#include <type_traits>
+
+#include "kernels/cuda/device.cuh"
+
+namespace lockstep::kernels::cuda {
+
+// Values [first, first + Pack<T>::kSize) of the n at x, zeros beyond the end. kWhole: x is aligned
+// to packs, and this one ends before n.
+template <bool kWhole, class T>
+__device__ Pack<T> load_pack(const T* x, int64_t first, [[maybe_unused]] int64_t n) {
+  if constexpr (kWhole) {
+    return *reinterpret_cast<const Pack<T>*>(x + first);
+  } else {
+    Pack<T> pack;
+#pragma unroll
+    for (int i = 0; i < Pack<T>::kSize; i++) pack.value[i] = first + i < n ? x[first + i] : T{};
+    return pack;
+  }
+}
+
+template <bool kWhole, class T>
+__device__ void store_pack(T* x, int64_t first, [[maybe_unused]] int64_t n, const Pack<T>& pack) {
+  if constexpr (kWhole) {
+    *reinterpret_cast<Pack<T>*>(x + first) = pack;
+  } else {
+#pragma unroll
+    for (int i = 0; i < Pack<T>::kSize; i++) {
+      if (first + i < n) x[first + i] = pack.value[i];
+    }
+  }
+}
+
+// body(std::bool_constant<whole>{}): asks once, so that the loads of a loop are not held apart by
+// branches.
+template <class Body>
+__device__ void by_packs(bool whole, Body body) {
+  if (whole) {
+    body(std::true_type{});
+  } else {
+    body(std::false_type{});
+  }
+}
+
+// Whether runs that begin at these addresses may be read and written by whole packs.
+template <class... Pointers>
+bool aligned_to_packs(const Pointers*... runs) {
+  return ((reinterpret_cast<uintptr_t>(runs) % 16 == 0) && ...);
+}
+
+}  // namespace lockstep::kernels::cuda

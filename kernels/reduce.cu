@@ -1,0 +1,127 @@
+#include "kernels/cuda/packs.cuh"
+#include "kernels/reduce.h"
+
+namespace lockstep::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kJoinThreads = 1024;
+constexpr int kCastThreads = 256;
+
+// sums[block] = the sum of the block's kReduceBlock values or of their squares. A thread takes each
+// kThreads-th pack, whether it can be loaded as one or not.
+template <bool kSquares>
+__global__ void __launch_bounds__(kThreads)
+    sum_blocks_kernel(double* __restrict__ sums, const float* __restrict__ x, int64_t n,
+                      bool packed) {
+  constexpr int kSize = Pack<float>::kSize;
+  __shared__ double scratch[kThreads / kWarpSize];
+  const int64_t begin = int64_t{blockIdx.x} * kReduceBlock;
+  const int64_t end = begin + kReduceBlock < n ? begin + kReduceBlock : n;
+  double sum[kSize] = {};
+  by_packs(packed && end - begin == kReduceBlock, [&](auto whole) {
+#pragma unroll(whole ? 4 : 1)
+    for (int64_t first = begin + threadIdx.x * kSize; first < end; first += kThreads * kSize) {
+      const Pack<float> pack = load_pack<whole>(x, first, end);
+#pragma unroll
+      for (int i = 0; i < kSize; i++) {
+        const double value = pack.value[i];
+        sum[i] += kSquares ? value * value : value;
+      }
+    }
+  });
+  const double total = block_sum<kThreads>((sum[0] + sum[1]) + (sum[2] + sum[3]), scratch);
+  if (threadIdx.x == 0) sums[blockIdx.x] = total;
+}
+
+// sums[0] = their sum: neighbours are added up until one number is left, by one block.
+__global__ void __launch_bounds__(kJoinThreads) join_kernel(double* sums, int64_t count) {
+  for (int64_t distance = 1; distance < count; distance *= 2) {
+    for (int64_t i = threadIdx.x * 2 * distance; i + distance < count;
+         i += kJoinThreads * 2 * distance) {
+      sums[i] += sums[i + distance];
+    }
+    __syncthreads();
+  }
+}
+
+template <bool kSquares>
+double reduce(const Tensor& x, Stream& stream) {
+  const int64_t n = x.size();
+  if (n == 0) return 0;
+  const int64_t blocks = (n + kReduceBlock - 1) / kReduceBlock;
+  auto* sums =
+      static_cast<double*>(stream.workspace(blocks * static_cast<int64_t>(sizeof(double))));
+  const float* values = x.as<float>();
+  launch(sum_blocks_kernel<kSquares>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0,
+         stream, sums, values, n, aligned_to_packs(values));
+  launch(join_kernel, dim3(1), dim3(kJoinThreads), 0, stream, sums, blocks);
+  double sum = 0;
+  lockstep::cuda::copy(&sum, sums, sizeof(sum), stream.native());
+  stream.synchronize();
+  return sum;
+}
+
+// A thread converts a run of as many values as a pack of the smaller type has.
+template <class To, class From>
+__global__ void __launch_bounds__(kCastThreads)
+    cast_kernel(To* __restrict__ out, const From* __restrict__ x, int64_t n, bool packed) {
+  constexpr int kTo = Pack<To>::kSize, kFrom = Pack<From>::kSize;
+  constexpr int kRun = kTo > kFrom ? kTo : kFrom;
+  const int64_t first = (int64_t{blockIdx.x} * kCastThreads + threadIdx.x) * kRun;
+  if (first >= n) return;
+  by_packs(packed && first + kRun <= n, [&](auto whole) {
+    float values[kRun];
+#pragma unroll
+    for (int k = 0; k < kRun; k += kFrom) {
+      const Pack<From> pack = load_pack<whole>(x, first + k, n);
+#pragma unroll
+      for (int i = 0; i < kFrom; i++) values[k + i] = widened(pack.value[i]);
+    }
+#pragma unroll
+    for (int k = 0; k < kRun; k += kTo) {
+      Pack<To> pack;
+#pragma unroll
+      for (int i = 0; i < kTo; i++) pack.value[i] = rounded<To>(values[k + i]);
+      store_pack<whole>(out, first + k, n, pack);
+    }
+  });
+}
+
+}  // namespace
+
+double sum_of_squares(const Tensor& x, Stream& stream) { return reduce<true>(x, stream); }
+
+double sum(const Tensor& x, Stream& stream) { return reduce<false>(x, stream); }
+
+void cast(const Tensor& out, const Tensor& x, Stream& stream) {
+  const int64_t n = x.size();
+  CHECK(out.size() == n);
+  if (n == 0 || out.data() == x.data()) {
+    CHECK(n == 0 || out.dtype() == x.dtype(), "a cast in place");
+    return;
+  }
+  with_float_type(out.dtype(), [&](auto to) {
+    with_float_type(x.dtype(), [&](auto from) {
+      using To = typename decltype(to)::type;
+      using From = typename decltype(from)::type;
+      if constexpr (std::is_same_v<To, From>) {
+        lockstep::cuda::copy(out.data(), x.data(), x.size_bytes(), stream.native());
+      } else {
+        constexpr int64_t kRun = 16 / (sizeof(To) < sizeof(From) ? sizeof(To) : sizeof(From));
+        launch(cast_kernel<To, From>, dim3(blocks_for(n, kCastThreads * kRun)), dim3(kCastThreads),
+               0, stream, out.as<To>(), x.as<From>(), n,
+               aligned_to_packs(out.as<To>(), x.as<From>()));
+      }
+    });
+  });
+}
+
+void set_zero(const Tensor& out, Stream& stream) {
+  if (out.size() == 0) return;
+  lockstep::cuda::check(cudaMemsetAsync(out.data(), 0, static_cast<size_t>(out.size_bytes()),
+                                        static_cast<cudaStream_t>(stream.native())),
+                        "clearing memory");
+}
+
+}  // namespace lockstep::kernels::cuda
