@@ -49,12 +49,16 @@ std::string difference(const StepResult& result, const json& noted) {
 int64_t first_difference(const Checkpoint& checkpoint, FlatKind kind, int64_t begin,
                          const Tensor& tensor) {
   constexpr int64_t kPiece = int64_t{1} << 22;  // elements
-  const Buffer other(DType::fp32, {std::min(kPiece, tensor.size())});
+  const Shape piece{std::min(kPiece, tensor.size())};
+  const Buffer own(DType::fp32, piece), other(DType::fp32, piece);
+  Stream stream(tensor.device());
   for (int64_t at = 0; at < tensor.size(); at += kPiece) {
     const int64_t count = std::min(kPiece, tensor.size() - at);
     const Tensor read = other.tensor().slice(0, count);
     checkpoint.read(kind, begin + at, read);
-    const float* ours = tensor.as<float>() + at;
+    copy(own.tensor().slice(0, count), tensor.slice(at, at + count), stream);
+    stream.synchronize();
+    const float* ours = own.tensor().as<float>();
     const float* theirs = read.as<float>();
     if (std::memcmp(ours, theirs, static_cast<size_t>(read.size_bytes())) == 0) continue;
     for (int64_t i = 0; i < count; i++) {
@@ -64,7 +68,7 @@ int64_t first_difference(const Checkpoint& checkpoint, FlatKind kind, int64_t be
   return -1;
 }
 
-std::string difference(const Training& training, const Checkpoint& checkpoint,
+std::string difference(Training& training, const Checkpoint& checkpoint,
                        Communicator& communicator) {
   const int64_t size = checkpoint.table().size();
   const int64_t none = size * static_cast<int64_t>(kKinds.size());
