@@ -11,14 +11,13 @@
 
 // Products by cuBLASLt. The library is free to compute a row by other instructions when a product
 // has more rows, so that, unlike the CPU's, a row's bits may depend on how many rows a call has.
-// What a call promises: the same problem on the same GPU model by the same version of the library
-// gives the same bits, whenever and on whatever stream it runs, because
-// - the algorithm of a problem is the first that the heuristic names, which depends on the problem
-//   alone, and it is asked once a process;
-// - sums that an algorithm splits are joined in a separate step, from parts in its workspace
-//   (CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE), not in the order in which blocks arrive;
-// - the workspace is the stream's own: sharing one between streams is what the documentation's
-//   section on reproducible results warns of.
+// Its documentation ("Results reproducibility") promises the same bits at every run of one version
+// of the toolkit on GPUs of one architecture and number of multiprocessors, and with several
+// streams where the caller owns the workspace. So:
+// - the algorithm of a problem is the first that the heuristic names, asked once a process;
+// - a sum that is split is joined in a step of its own, from parts in the workspace
+//   (CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE), in fp32 and not in the order in which parts arrive;
+// - each stream has a workspace of its own.
 namespace lockstep::kernels::cuda {
 namespace {
 

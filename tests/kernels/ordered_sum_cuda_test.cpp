@@ -82,6 +82,13 @@ TYPED_TEST(OrderedSumCuda, AddsAsManyTermsAsThereAre) {
   }
 }
 
+// An odd number of terms when the next addition brings two.
+TYPED_TEST(OrderedSumCuda, TermsOfAnAdditionStayTogether) {
+  std::vector<Addition> additions{{0, 1}, {0, 2}};
+  for (int t = 3; t < 139; t += 2) additions.push_back({t, t + 1});
+  Terms<TypeParam>(139, 100).run(additions, true);
+}
+
 TYPED_TEST(OrderedSumCuda, AddsAsOftenAsItIsTold) {
   std::vector<Addition> additions;
   for (int k = 0; k < 300; k++) additions.push_back({k % 2, 2 + k % 3});
