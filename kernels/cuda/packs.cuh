@@ -48,4 +48,16 @@ bool aligned_to_packs(const Pointers*... runs) {
   return ((reinterpret_cast<uintptr_t>(runs) % 16 == 0) && ...);
 }
 
+constexpr int64_t packs_for(int64_t n, int pack_size) { return (n + pack_size - 1) / pack_size; }
+
+// The same where `whole` is known only when the kernel runs, of the `count` values at `x`.
+template <class T>
+__device__ Pack<T> load_pack(const T* x, int64_t count, bool whole) {
+  return whole ? load_pack<true>(x, 0, count) : load_pack<false>(x, 0, count);
+}
+template <class T>
+__device__ void store_pack(T* x, const Pack<T>& pack, int64_t count, bool whole) {
+  whole ? store_pack<true>(x, 0, count, pack) : store_pack<false>(x, 0, count, pack);
+}
+
 }  // namespace lockstep::kernels::cuda
