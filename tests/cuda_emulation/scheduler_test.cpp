@@ -34,61 +34,45 @@ enum class Fault {
   target_rewritten
 };
 
-// Each step copies a batch of numbers to the device on one stream, adds it to a sum on another, and
-// copies the sum back on the first. Returns all bits that the host saw.
+// Each step copies a batch of numbers to the device on one stream and adds it to a total on
+// another; the total goes back on the first. Returns what the host read of it.
 std::vector<float> run_program(Fault fault) {
-  std::vector<float> seen;
   Stream copies, sums;
-  Event copied, summed, read;
+  Event copied, summed;
   Array<float> pinned(kSize, true), result(kSize, true);
-  Array<float> batch(kSize);
-  Array<float> total(std::vector<float>(kSize, 0.0f));
+  Array<float> batch(kSize), total(std::vector<float>(kSize, 0.0f));
   for (int step = 1; step <= kSteps; step++) {
-    Array<float> twice(kSize);
-    if (fault != Fault::pinned_rewritten) EXPECT_EQ(cudaEventSynchronize(copied), cudaSuccess);
+    if (fault != Fault::pinned_rewritten) cudaEventSynchronize(copied);
     for (int i = 0; i < kSize; i++) pinned[static_cast<size_t>(i)] = static_cast<float>(step * i);
     if (fault != Fault::target_rewritten) cudaStreamWaitEvent(copies, summed, 0);
     cudaMemcpyAsync(batch.data(), pinned.data(), batch.size_bytes(), cudaMemcpyHostToDevice,
                     copies);
     cudaEventRecord(copied, copies);
     if (fault != Fault::no_wait_for_the_copy) cudaStreamWaitEvent(sums, copied, 0);
-    add(twice.data(), batch.data(), batch.data(), sums);
-    add(total.data(), total.data(), twice.data(), sums);
+    add(total.data(), total.data(), batch.data(), sums);
     cudaEventRecord(summed, sums);
-    if (fault == Fault::freed_early) twice.free();
-    if (fault != Fault::no_wait_for_the_sum) cudaStreamWaitEvent(copies, summed, 0);
-    cudaMemcpyAsync(result.data(), total.data(), total.size_bytes(), cudaMemcpyDeviceToHost,
-                    copies);
-    cudaEventRecord(read, copies);
-    if (fault != Fault::pinned_rewritten && fault != Fault::target_rewritten) {
-      if (fault != Fault::no_synchronisation) cudaEventSynchronize(read);
-      for (size_t i = 0; i < kSize; i++) seen.push_back(result[i]);
-    }
-    cudaStreamWaitEvent(sums, read, 0);
-    if (fault != Fault::freed_early && step == kSteps) cudaDeviceSynchronize();
-    if (twice.data() != nullptr && fault != Fault::none) cudaStreamSynchronize(sums);
   }
+  if (fault == Fault::freed_early) batch.free();
+  if (fault != Fault::no_wait_for_the_sum) cudaStreamWaitEvent(copies, summed, 0);
+  cudaMemcpyAsync(result.data(), total.data(), total.size_bytes(), cudaMemcpyDeviceToHost, copies);
+  if (fault != Fault::no_synchronisation) cudaStreamSynchronize(copies);
+  const std::vector<float> seen(result.data(), result.data() + kSize);
   cudaDeviceSynchronize();
-  for (size_t i = 0; i < kSize; i++) seen.push_back(result[i]);
   return seen;
 }
 
-// How many seeds see the fault: another result than the right one of the end, or an error.
+// How many seeds see the fault: as another result than the right one, or as an error.
 int num_seeds_that_see(Fault fault) {
+  std::vector<float> right(kSize);
+  for (int i = 0; i < kSize; i++) {
+    right[static_cast<size_t>(i)] = static_cast<float>(kSteps * (kSteps + 1) / 2 * i);
+  }
   int seen = 0;
   said_by([&] {
     for (int seed = 0; seed < kNumSeeds; seed++) {
       begin_with_seed(seed);
-      const std::vector<float> got = run_program(fault);
-      bool right = cudaGetLastError() == cudaSuccess;
-      for (size_t i = 0; i < got.size(); i++) {
-        const size_t from_end = (got.size() - 1 - i) / kSize;  // steps' results, the last one twice
-        const auto step = static_cast<int>(got.size() / kSize - 1) - static_cast<int>(from_end);
-        const int steps = got.size() == kSize ? kSteps : std::min(step + 1, kSteps);
-        const int sum = steps * (steps + 1) * static_cast<int>(i % kSize);
-        right = right && got[i] == static_cast<float>(sum);
-      }
-      seen += right ? 0 : 1;
+      const bool is_right = run_program(fault) == right;
+      seen += is_right && cudaGetLastError() == cudaSuccess ? 0 : 1;
     }
     begin_with_seed(0);
   });
@@ -96,25 +80,24 @@ int num_seeds_that_see(Fault fault) {
 }
 
 TEST(Scheduler, ARightProgramIsRightInEverySeed) { EXPECT_EQ(num_seeds_that_see(Fault::none), 0); }
-// Each of these is seen with the odds of most seeds; a few seeds run work so eagerly that they hide
-// it, as a device may.
+// Most seeds see each of these; a few run work so eagerly that they hide it, as a device may.
 TEST(Scheduler, ARemovedWaitForACopyIsSeen) {
-  EXPECT_GT(num_seeds_that_see(Fault::no_wait_for_the_copy), kNumSeeds / 4);
+  EXPECT_GT(num_seeds_that_see(Fault::no_wait_for_the_copy), kNumSeeds / 2);
 }
 TEST(Scheduler, ARemovedWaitForAKernelIsSeen) {
-  EXPECT_GT(num_seeds_that_see(Fault::no_wait_for_the_sum), kNumSeeds / 4);
+  EXPECT_GT(num_seeds_that_see(Fault::no_wait_for_the_sum), kNumSeeds / 2);
 }
 TEST(Scheduler, ARemovedSynchronisationIsSeen) {
-  EXPECT_GT(num_seeds_that_see(Fault::no_synchronisation), kNumSeeds / 4);
+  EXPECT_GT(num_seeds_that_see(Fault::no_synchronisation), kNumSeeds / 2);
 }
 TEST(Scheduler, ABufferFreedEarlyIsSeen) {
-  EXPECT_GT(num_seeds_that_see(Fault::freed_early), kNumSeeds / 4);
+  EXPECT_GT(num_seeds_that_see(Fault::freed_early), kNumSeeds / 2);
 }
 TEST(Scheduler, APinnedBufferRewrittenTooEarlyIsSeen) {
-  EXPECT_GT(num_seeds_that_see(Fault::pinned_rewritten), kNumSeeds / 4);
+  EXPECT_GT(num_seeds_that_see(Fault::pinned_rewritten), kNumSeeds / 2);
 }
 TEST(Scheduler, ATargetRewrittenTooEarlyIsSeen) {
-  EXPECT_GT(num_seeds_that_see(Fault::target_rewritten), kNumSeeds / 8);
+  EXPECT_GT(num_seeds_that_see(Fault::target_rewritten), kNumSeeds / 2);
 }
 
 TEST(Scheduler, NothingNeedRunWhenItIsEnqueued) {
@@ -130,7 +113,7 @@ TEST(Scheduler, NothingNeedRunWhenItIsEnqueued) {
     EXPECT_EQ(ran, 1);
   }
   EXPECT_GT(num_at_once, 0);
-  EXPECT_LT(num_at_once, kNumSeeds / 2);
+  EXPECT_LT(num_at_once, kNumSeeds / 2);  // most wait
 }
 
 TEST(Scheduler, StreamsInterleaveInManyWays) {
@@ -156,12 +139,13 @@ TEST(Scheduler, ASeedRepeatsItsOrder) {
   std::set<std::string> orders;
   for (int repeat = 0; repeat < 5; repeat++) {
     begin_with_seed(7);
-    Stream streams[3];
+    Stream streams[2];
     std::string order;
     for (int i = 0; i < 12; i++) {
-      const auto note = [](void* to) { *static_cast<std::string*>(to) += 'x'; };
-      cudaLaunchHostFunc(streams[i % 3], note, &order);
-      order += static_cast<char>('0' + i % 3);
+      cudaLaunchHostFunc(
+          streams[0], [](void* to) { *static_cast<std::string*>(to) += 'a'; }, &order);
+      cudaLaunchHostFunc(
+          streams[1], [](void* to) { *static_cast<std::string*>(to) += 'b'; }, &order);
     }
     cudaDeviceSynchronize();
     orders.insert(order);

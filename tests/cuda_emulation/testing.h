@@ -49,7 +49,9 @@ class Array {
  public:
   explicit Array(size_t size, bool pinned = false) : size_(size), pinned_(pinned) {
     void* memory = nullptr;
-    EXPECT_EQ((pinned ? cudaMallocHost : allocate)(&memory, size * sizeof(T)), cudaSuccess);
+    EXPECT_EQ(pinned ? cudaHostAlloc(&memory, size_bytes(), cudaHostAllocDefault)
+                     : cudaMalloc(&memory, size_bytes()),
+              cudaSuccess);
     data_ = static_cast<T*>(memory);
   }
   explicit Array(const std::vector<T>& values) : Array(values.size()) {
@@ -74,7 +76,6 @@ class Array {
   }
 
  private:
-  static cudaError_t allocate(void** memory, size_t size) { return cudaMalloc(memory, size); }
   T* data_ = nullptr;
   size_t size_;
   bool pinned_;
