@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto [row, column, count] = GatedPlace<T>(n, width);
   const T* gate = gate_up + row * 2 * width + column;
   const Pack<T> gates = load_pack(gate, count, whole), ups = load_pack(gate + width, count, whole);
-  Pack<T> out;
+  Pack<T> out{};
   with_activation(activation, [&](auto f) {
 #pragma unroll
     for (int i = 0; i < Pack<T>::kSize; i++) {
