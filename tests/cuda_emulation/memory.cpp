@@ -121,10 +121,9 @@ std::string red_zone_damage(uintptr_t address, const Allocation& a, size_t zone)
   if (after == behind && before == kRedZone) return {};
   const std::string size = std::to_string(a.size);
   if (after < behind) {
-    return "wrote " + std::to_string(after) + " bytes past the end of " + size + " bytes";
+    return "wrote past the end of " + size + " bytes, at +" + std::to_string(after);
   }
-  return "wrote " + std::to_string(kRedZone - before) + " bytes before the start of " + size +
-         " bytes";
+  return "wrote before the begin of " + size + " bytes, at -" + std::to_string(kRedZone - before);
 }
 
 // Lets the oldest freed memory go for good.
