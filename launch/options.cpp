@@ -134,12 +134,12 @@ void OptionTable::parse(const std::vector<std::string>& arguments) {
   sources_++;
   po::options_description description;
   for (const Option& option : options_) {
-    const auto value = option.value.several ? po::value<std::vector<std::string>>()->multitoken()
-                                            : po::value<std::vector<std::string>>();
     if (option.value.placeholder.empty()) {
       description.add_options()(option.name.c_str(), "");
       if (option.value.negatable) description.add_options()(("no-" + option.name).c_str(), "");
     } else {
+      auto* value = po::value<std::vector<std::string>>();  // owned by the description
+      if (option.value.several) value->multitoken();
       description.add_options()(option.name.c_str(), value, "");
     }
   }
