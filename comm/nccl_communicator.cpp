@@ -1,7 +1,6 @@
 #include "comm/nccl_communicator.h"
 
-#include <cuda_runtime.h>
-#include <nccl.h>
+#include <nccl.h>  // and what it needs of CUDA
 
 #include <atomic>
 #include <chrono>
