@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What each kernel takes of a GPU: registers, shared and local memory, as ptxas noted it in objects.
+"""What kernels take of a GPU: registers, shared and local memory, as ptxas noted it in objects.
 
 usage: ptxas.py [--write FILE] OBJECT...
 
