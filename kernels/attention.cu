@@ -24,6 +24,50 @@ struct ForwardMemory {
   static constexpr int kBytes = kFloats * 4 + Kept::kBytes;
 };
 
+// Of the thread's rows, over the keys so far.
+template <int kHeadDim>
+struct RunningSoftmax {
+  using Tile = Tiles<kHeadDim>;
+  typename Tile::Output output = {};  // of exp(scores - largest), not yet divided by their sum
+  float largest[Tile::kRowsEach];
+  float sum[Tile::kRowsEach] = {};  // of the thread's columns
+
+  __device__ RunningSoftmax() {
+#pragma unroll
+    for (int i = 0; i < Tile::kRowsEach; i++) largest[i] = -INFINITY;
+  }
+
+  // Makes weights of the scores of a tile, of which row 0 reads keys up to last_key, and brings
+  // output and sum to the new maximum.
+  template <class Kept>
+  __device__ void add(typename Tile::Product& scores, int last_key, const Kept& kept) {
+    const int tx = static_cast<int>(threadIdx.x) % kSide;
+    const int ty = static_cast<int>(threadIdx.x) / kSide;
+#pragma unroll
+    for (int i = 0; i < Tile::kRowsEach; i++) {
+      const int row = ty * Tile::kRowsEach + i;
+      float most = -INFINITY;
+#pragma unroll
+      for (int j = 0; j < Tile::kColsEach; j++) {
+        if (tx + kSide * j > last_key + row) scores[i][j] = -INFINITY;
+        most = fmaxf(most, scores[i][j]);
+      }
+      most = fmaxf(largest[i], over_row(most, [](float a, float b) { return fmaxf(a, b); }));
+      const float correction = expf(largest[i] - most);
+      largest[i] = most;
+      sum[i] *= correction;
+#pragma unroll
+      for (int d = 0; d < Tile::kDimsEach; d++) output[i][d] *= correction;
+#pragma unroll
+      for (int j = 0; j < Tile::kColsEach; j++) {
+        const float p = expf(scores[i][j] - most);
+        sum[i] += p;
+        scores[i][j] = p * kept.factor(row, tx + kSide * j);
+      }
+    }
+  }
+};
+
 // A block owns a tile of queries, at tokens position + [first, first + count), and streams all
 // keys and values up to its last query's own.
 template <class T, int kHeadDim>
@@ -47,11 +91,7 @@ __global__ void __launch_bounds__(kThreads, Tiles<kHeadDim>::kBlocks)
 
   load_tile<Tile::kRows, kHeadDim>(queries, q.at(own.b, own.head, first), q.token, count, sizes,
                                    sizes.scale);
-  typename Tile::Output output = {};
-  float largest[Tile::kRowsEach], sum[Tile::kRowsEach] = {};  // sum: of the thread's columns
-#pragma unroll
-  for (int i = 0; i < Tile::kRowsEach; i++) largest[i] = -INFINITY;
-
+  RunningSoftmax<kHeadDim> state;
   for (int64_t key = 0; key < end; key += Tile::kCols) {
     __syncthreads();
     load_tile<Tile::kCols, kHeadDim>(keys, k.at(own.b, kv_head, key), k.token, end - key, sizes);
@@ -61,42 +101,21 @@ __global__ void __launch_bounds__(kThreads, Tiles<kHeadDim>::kBlocks)
     const int last_key = last_in_tile<kHeadDim>(position + first - key);  // of the first query
     typename Tile::Product scores;
     multiply_rows<kHeadDim>(scores, queries, keys, sizes.head_dim);
-#pragma unroll
-    for (int i = 0; i < Tile::kRowsEach; i++) {
-      const int row = ty * Tile::kRowsEach + i;
-      float most = -INFINITY;
-#pragma unroll
-      for (int j = 0; j < Tile::kColsEach; j++) {
-        if (tx + kSide * j > last_key + row) scores[i][j] = -INFINITY;
-        most = fmaxf(most, scores[i][j]);
-      }
-      most = fmaxf(largest[i], over_row(most, [](float a, float b) { return fmaxf(a, b); }));
-      const float correction = expf(largest[i] - most);
-      largest[i] = most;
-      sum[i] *= correction;
-#pragma unroll
-      for (int d = 0; d < Tile::kDimsEach; d++) output[i][d] *= correction;
-#pragma unroll
-      for (int j = 0; j < Tile::kColsEach; j++) {
-        const float p = expf(scores[i][j] - most);
-        sum[i] += p;
-        scores[i][j] = p * kept.factor(row, tx + kSide * j);
-      }
-    }
+    state.add(scores, last_key, kept);
     store_weights<kHeadDim>(weights, scores);
     __syncwarp();
-    add_weighted<kHeadDim>(output, weights, values);
+    add_weighted<kHeadDim>(state.output, weights, values);
   }
 
 #pragma unroll
   for (int i = 0; i < Tile::kRowsEach; i++) {
-    const float total = over_row(sum[i], [](float a, float b) { return a + b; });
+    const float total = over_row(state.sum[i], [](float a, float b) { return a + b; });
     const int row = ty * Tile::kRowsEach + i;
     if (row >= count) continue;
-    store_row<kHeadDim>(y.at(own.b, own.head, first + row), output[i], 1.0f / total, sizes);
+    store_row<kHeadDim>(y.at(own.b, own.head, first + row), state.output[i], 1.0f / total, sizes);
     if (lse != nullptr && tx == 0) {
       lse[(own.b * sizes.num_heads + own.head) * sizes.tokens + first + row] =
-          largest[i] + logf(total);
+          state.largest[i] + logf(total);
     }
   }
 }
@@ -157,6 +176,7 @@ __device__ void chunk_scores(float* scores, const float* query, const T* keys, i
     const int key = first + static_cast<int>(threadIdx.x) / kLanes;
     float sum = 0;
     if (key < count) {
+#pragma unroll 2
       for (int d = lane * Pack<T>::kSize; d < sizes.head_dim; d += kLanes * Pack<T>::kSize) {
         const Pack<T> pack = load_pack(keys + key * stride, d, sizes);
 #pragma unroll
@@ -182,6 +202,7 @@ __device__ void chunk_values(float* out, const float* weights, const T* values, 
   const int d = thread % packs * Pack<T>::kSize;
   if (slice < slices) {
     float sum[Pack<T>::kSize] = {};
+#pragma unroll 2
     for (int key = slice; key < count; key += slices) {
       const Pack<T> pack = load_pack(values + key * stride, d, sizes);
 #pragma unroll
@@ -193,6 +214,7 @@ __device__ void chunk_values(float* out, const float* weights, const T* values, 
   __syncthreads();
   if (thread < sizes.head_dim) {
     float sum = 0;
+#pragma unroll 2
     for (int s = 0; s < slices; s++) sum += partial[s * width + thread];
     out[thread] = sum;
   }
@@ -203,7 +225,7 @@ __device__ void chunk_values(float* out, const float* weights, const T* values, 
 constexpr int kPartialHeader = 2;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     chunk_kernel(float* __restrict__ partials, HeadRows<const T> q, HeadRows<const T> k,
                  HeadRows<const T> v, AttentionSizes sizes, int64_t position, int chunks) {
   __shared__ float query[kMaxHeadDim], weights[kChunk], partial[kThreads * Pack<T>::kSize];

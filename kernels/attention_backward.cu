@@ -128,6 +128,32 @@ __global__ void __launch_bounds__(kThreads, Tiles<kHeadDim>::kBlocks)
   }
 }
 
+// Makes p * factor of scores (keys, queries), and ds of gradient. The tile's first query reads keys
+// up to last_key of the tile; `left` queries are there.
+template <int kHeadDim, class Kept>
+__device__ void weigh_keys(typename Tiles<kHeadDim>::Product& scores,
+                           typename Tiles<kHeadDim>::Product& gradient,
+                           const BackwardMemory<kHeadDim>& memory, const Kept& kept, int last_key,
+                           int64_t left) {
+  using Tile = Tiles<kHeadDim>;
+  const int tx = static_cast<int>(threadIdx.x) % kSide, ty = static_cast<int>(threadIdx.x) / kSide;
+#pragma unroll
+  for (int j = 0; j < Tile::kColsEach; j++) {
+    const int col = tx + kSide * j;
+    const float lse = memory.lse[col], delta = memory.delta[col];
+    const int last_row = col < left ? last_key + col : -1;  // that the query reads
+#pragma unroll
+    for (int i = 0; i < Tile::kRowsEach; i++) {
+      const int row = ty * Tile::kRowsEach + i;
+      const float p = row <= last_row ? expf(scores[i][j] - lse) : 0.0f;
+      const float factor = kept.factor(col, row);
+      const float ds = p * (factor * gradient[i][j] - delta);
+      scores[i][j] = p * factor;
+      gradient[i][j] = row <= last_row ? ds : 0.0f;
+    }
+  }
+}
+
 // A block owns a tile of keys and values and streams queries, of the heads that read them in order.
 template <class T, int kHeadDim>
 __global__ void __launch_bounds__(kThreads, Tiles<kHeadDim>::kBlocks)
@@ -141,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, Tiles<kHeadDim>::kBlocks)
   const BlockRows own(blockIdx.x, sizes.num_kv_heads, sizes.sequences);
   const int64_t first = own.tile * Tile::kRows;
   const int count = static_cast<int>(std::min<int64_t>(Tile::kRows, sizes.tokens - first));
-  const int tx = static_cast<int>(threadIdx.x) % kSide, ty = static_cast<int>(threadIdx.x) / kSide;
+  const int ty = static_cast<int>(threadIdx.x) / kSide;
   KeptTile<Tile::kCols, Tile::kRows> kept(memory.kept, mask);
 
   load_tile<Tile::kRows, kHeadDim>(keys, in.k.at(own.b, own.head, first), in.k.token, count, sizes);
@@ -168,21 +194,7 @@ __global__ void __launch_bounds__(kThreads, Tiles<kHeadDim>::kBlocks)
       typename Tile::Product scores, gradient;                     // (keys, queries)
       multiply_rows<kHeadDim>(scores, keys, queries, sizes.head_dim);
       multiply_rows<kHeadDim>(gradient, values, upstream, sizes.head_dim);
-#pragma unroll
-      for (int j = 0; j < Tile::kColsEach; j++) {
-        const int col = tx + kSide * j;
-        const float lse = memory.lse[col], delta = memory.delta[col];
-        const int last_row = col < left ? last_key + col : -1;  // that the query reads
-#pragma unroll
-        for (int i = 0; i < Tile::kRowsEach; i++) {
-          const int row = ty * Tile::kRowsEach + i;
-          const float p = row <= last_row ? expf(scores[i][j] - lse) : 0.0f;
-          const float factor = kept.factor(col, row);
-          const float ds = p * (factor * gradient[i][j] - delta);
-          scores[i][j] = p * factor;
-          gradient[i][j] = row <= last_row ? ds : 0.0f;
-        }
-      }
+      weigh_keys<kHeadDim>(scores, gradient, memory, kept, last_key, left);
       store_weights<kHeadDim>(memory.weights, scores);
       __syncwarp();
       add_weighted<kHeadDim>(dvalues, memory.weights, upstream);

@@ -72,14 +72,13 @@ struct BlockRows {
 // Elements [d, d + Pack<T>::kSize) of a row of head_dim elements; zeros follow its last.
 template <class T>
 __device__ Pack<T> load_pack(const T* row, int d, const AttentionSizes& sizes) {
-  Pack<T> pack{};
   if (sizes.in_packs) {
-    if (d < sizes.head_dim) pack = *reinterpret_cast<const Pack<T>*>(row + d);
-  } else {
+    return d < sizes.head_dim ? *reinterpret_cast<const Pack<T>*>(row + d) : Pack<T>{};
+  }
+  Pack<T> pack;
 #pragma unroll
-    for (int i = 0; i < Pack<T>::kSize; i++) {
-      if (d + i < sizes.head_dim) pack.value[i] = row[d + i];
-    }
+  for (int i = 0; i < Pack<T>::kSize; i++) {
+    pack.value[i] = d + i < sizes.head_dim ? row[d + i] : T{};
   }
   return pack;
 }
