@@ -66,7 +66,10 @@ class NcclCommunicator : public Communicator {
       : host_(host), watch_(host.duplicate()), deadline_s_(deadline_s) {
     if (size() == 1) return;
     start(shared_id(host));
-    watcher_ = std::thread([this] { watch(); });
+    watcher_ = std::thread([this, device = cuda_device()] {
+      set_cuda_device(device);  // or else asking for events would wake another GPU
+      watch();
+    });
   }
 
   ~NcclCommunicator() override {

@@ -110,6 +110,12 @@ int device_count() {
 
 void set_device(int index) { check(cudaSetDevice(index), "choosing a GPU"); }
 
+int current_device() {
+  int index = 0;
+  check(cudaGetDevice(&index), "asking for the current GPU");
+  return index;
+}
+
 Gpu properties(int index) {
   cudaDeviceProp found{};
   check(cudaGetDeviceProperties(&found, index), "asking for a GPU's properties");

@@ -29,6 +29,7 @@ bool event_passed(void* event);
 
 int device_count();  // 0 where there is no driver
 void set_device(int index);
+int current_device();
 Gpu properties(int index);
 
 // Throws DeviceError when `code`, a cudaError_t, is not success.

@@ -117,6 +117,11 @@ void set_cuda_device([[maybe_unused]] int index) {
   }
 }
 
+int cuda_device() {
+  if constexpr (kCudaIsBuilt) return cuda::current_device();
+  throw DeviceError("this program was built without CUDA");
+}
+
 Gpu this_gpu([[maybe_unused]] int index) {
   Gpu gpu;
   if constexpr (kCudaIsBuilt) gpu = cuda::properties(index);

@@ -75,6 +75,7 @@ class Event {
 int cuda_device_count();
 // Makes one of them the current device of the calling thread.
 void set_cuda_device(int index);
+int cuda_device();  // the calling thread's
 
 struct Gpu {
   std::string name;
