@@ -127,7 +127,7 @@ class RowSums {
 // A warp that finds the first of a token's pairs adds up that token's rows, a pack of channels a
 // lane; other warps have nothing to do.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     add_tokens_kernel(float* dtable, const T* __restrict__ dy, const uint64_t* __restrict__ sorted,
                       int64_t count, int64_t vocab, int64_t channels, bool whole) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;

@@ -1,10 +1,12 @@
 #pragma once
+#include <algorithm>
+
 #include "kernels/cuda/packs.cuh"
 
 // What the normalisations of rows share. A team of threads has a row: a warp where that suffices,
 // else a block. Each thread keeps its packs of the row in registers, so that memory is read once;
 // rows too long for that are read again. Which of the three depends on the number of channels
-// alone, and so does the order of sums.
+// and their type alone, and so does the order of sums.
 namespace lockstep::kernels::cuda {
 
 inline constexpr int kRowThreads = 128;  // of a block
@@ -178,10 +180,15 @@ void with_row_share(int64_t channels, F f) {
 // that there is, few enough for the partial sums to stay small beside the rows.
 struct RowBlocks {
   static constexpr int64_t kMost = 1024;
-  int64_t rows_each, count;
-  RowBlocks(int64_t rows, int64_t teams)
-      : rows_each(packs_for(packs_for(rows, kMost), static_cast<int>(teams)) * teams),
-        count(rows == 0 ? 0 : packs_for(rows, static_cast<int>(rows_each))) {}
+  int64_t rows_each, count;  // rows_each: the same number for each team
+  RowBlocks(int64_t rows, int64_t teams) {
+    const int64_t rows_of_team = std::max<int64_t>(1, divided_up(rows, kMost * teams));
+    rows_each = rows_of_team * teams;
+    count = divided_up(rows, rows_each);
+  }
+
+ private:
+  static int64_t divided_up(int64_t n, int64_t each) { return (n + each - 1) / each; }
 };
 
 // first[c] += sum over blocks b of partials[b, 0, c], in a fixed order, and second[c] likewise of

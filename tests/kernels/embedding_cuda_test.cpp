@@ -103,10 +103,12 @@ TEST_F(CudaTest, EmbeddingStaysInsideTheTable) {
   const float some[] = {0, -1, 22, 23, 0, 1e9f};
   for (int64_t i = 0; i < 6; i++) tokens.set(i, some[i]);
   OnDevice<int32_t> device_tokens(tokens, stream);
-  auto table_values = Values<float>::normal({kVocab, kChannels}, 1);
+  // The table is a part of a larger one, so that a look behind it would be seen.
+  auto table_values = Values<float>::normal({kVocab + 2, kChannels}, 1);
   OnDevice<float> table(table_values, stream);
   OnDevice<float> y(Values<float>({2, 3, kChannels}), stream);
-  embedding_forward(y.tensor(), device_tokens.tensor(), table.tensor(), Tensor(), 0, stream);
+  embedding_forward(y.tensor(), device_tokens.tensor(), table.tensor().slice(0, kVocab), Tensor(),
+                    0, stream);
   for (int64_t i = 0; i < 6 * kChannels; i++) {
     const int64_t token = i / kChannels;
     if (token == 1 || token == 3 || token == 5) {
@@ -116,10 +118,11 @@ TEST_F(CudaTest, EmbeddingStaysInsideTheTable) {
       EXPECT_EQ(y.values()[i], table_values[row * kChannels + i % kChannels]) << i;
     }
   }
-  OnDevice<float> dtable(Values<float>({kVocab, kChannels}), stream);
+  OnDevice<float> dtable(Values<float>({kVocab + 2, kChannels}), stream);
   OnDevice<float> dy(Values<float>({2, 3, kChannels}, 1), stream);
-  embedding_backward(dtable.tensor(), Tensor(), dy.tensor(), device_tokens.tensor(), stream);
-  for (int64_t i = 0; i < kVocab * kChannels; i++) {
+  embedding_backward(dtable.tensor().slice(0, kVocab), Tensor(), dy.tensor(),
+                     device_tokens.tensor(), stream);
+  for (int64_t i = 0; i < (kVocab + 2) * kChannels; i++) {
     const int64_t row = i / kChannels;
     EXPECT_EQ(dtable.values()[i], row == 0 ? 2 : row == 22 ? 1 : 0) << i;
   }
