@@ -78,7 +78,7 @@ Field find(Preference& p, cublasLtMatmulPreferenceAttributes_t attribute) {
     case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
       return field(p.workspace_bytes);
     case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
-      return field(p.reduction_schemes);
+      return field(p.reductions);
     case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES:
       return field(p.alignment[0]);
     case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES:
@@ -184,6 +184,7 @@ cublasStatus_t cublasLtMatmulDescGetAttribute(cublasLtMatmulDesc_t description,
 cublasStatus_t cublasLtMatmulPreferenceInit_internal(cublasLtMatmulPreference_t preference,
                                                      size_t) {
   Preference p{};
+  p.reductions = CUBLASLT_REDUCTION_SCHEME_MASK;
   std::ranges::fill(p.alignment, kDefaultAlignment);
   return put(preference, p);
 }

@@ -26,8 +26,8 @@ struct Description {
 };
 struct Preference {
   uint64_t workspace_bytes;
-  uint32_t reduction_schemes;  // a mask: none of them is needed here
-  uint32_t alignment[4];       // of A, B, C and D
+  uint32_t alignment[4];  // of A, B, C and D
+  uint32_t reductions;    // that may join a sum that is split; ours never is
 };
 struct Algorithm {
   uint64_t mark, workspace_bytes;

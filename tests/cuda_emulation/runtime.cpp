@@ -214,8 +214,10 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   Scheduler& scheduler = Scheduler::instance();
   const auto lock = scheduler.lock();
+  *stream = nullptr;
+  if (const cudaError_t code = emu::sticky_error()) return code;
   *stream = scheduler.create_stream((flags & cudaStreamNonBlocking) == 0);
-  return emu::sticky_error();
+  return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
   return cudaStreamCreateWithFlags(stream, flags);
@@ -281,8 +283,10 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void*
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   Scheduler& scheduler = Scheduler::instance();
   const auto lock = scheduler.lock();
+  *event = nullptr;
+  if (const cudaError_t code = emu::sticky_error()) return code;
   *event = scheduler.create_event();
-  return emu::sticky_error();
+  return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
 
