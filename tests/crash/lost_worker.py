@@ -2,7 +2,7 @@
 """Four workers, one of which is stopped (SIGSTOP) or killed while they train: the job must end by itself,
 with a message that says what happened, and the last checkpoint must be good.
 
-usage: lost_worker.py PROGRAM MPIEXEC
+usage: lost_worker.py PROGRAM MPIEXEC [DEVICE]     default: cpu
 """
 import os
 import pathlib
@@ -36,13 +36,14 @@ def worker_pid(run, rank):
     sys.exit(f"worker {rank} is not there")
 
 
-def lose_worker(program, mpiexec, folder, data, how, rank):
+def lose_worker(program, mpiexec, device, folder, data, how, rank):
     """Starts a run, does this to that worker after some steps, returns how the job ended."""
     run = folder / f"run-{how.name}"
     command = [mpiexec, "-np", 4, program, "train", "--data", data, "--run", run, "--steps", 1000000,
                "--batch-size", 4, "--layers", 1, "--hidden-size", 16, "--heads", 2,
                "--context-length", 16, "--threads", 1, "--checkpoint-every", 5, "--keep", 2,
-               "--evaluate-every", 0, "--collective-timeout", DEADLINE_S]
+               "--evaluate-every", 0, "--collective-timeout", DEADLINE_S,
+               "--device", device]
     job = subprocess.Popen([str(word) for word in command], env=ENVIRONMENT, text=True,
                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     checkpoints = run / "checkpoints"
@@ -68,6 +69,8 @@ def lose_worker(program, mpiexec, folder, data, how, rank):
 
 def main():
     program, mpiexec = pathlib.Path(sys.argv[1]).resolve(), sys.argv[2]
+    device = sys.argv[3] if len(sys.argv) > 3 else "cpu"
+    ENVIRONMENT["LOCKSTEP_EMULATION_DEVICES"] = "4"
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
@@ -76,13 +79,13 @@ def main():
                         "--tokenizer", "bytes"], check=True, stderr=subprocess.DEVNULL)
 
         # All that wait name the operation and the worker that is missing.
-        code, errors = lose_worker(program, mpiexec, folder, data, signal.SIGSTOP, 2)
+        code, errors = lose_worker(program, mpiexec, device, folder, data, signal.SIGSTOP, 2)
         assert code == 4, code
-        told = re.findall(r"worker (\d) on \S+: (all-\w+|barrier|broadcast|gather)[^:]*: after "
+        told = re.findall(r"worker (\d) on \S+: (all-\w+|barrier|broadcast|gather).*: after "
                           r"[\d.]+ s worker 2 had not come to it", errors)
         assert {rank for rank, _ in told} == {"0", "1", "3"}, told
 
-        code, errors = lose_worker(program, mpiexec, folder, data, signal.SIGKILL, 1)
+        code, errors = lose_worker(program, mpiexec, device, folder, data, signal.SIGKILL, 1)
         assert code not in (0, 75), code
         assert "rank 1" in errors, "mpirun says which worker died"
     print("lost workers are told")
