@@ -23,10 +23,16 @@ struct Node {
 
 struct CUgraph_st {
   std::vector<Node> nodes;
-  CUstream_st* origin = nullptr;  // where the capture began
-  bool forbids_unsafe_calls = true;
+};
+
+// Belongs to the streams and events that take part in it.
+struct cuda_emulation::Capture {
+  std::vector<Node> nodes;
+  CUstream_st* origin;  // where it began
+  bool forbids_unsafe_calls;
   bool spoilt = false;
 };
+using cuda_emulation::Capture;
 
 struct CUgraphExec_st {
   std::vector<Node> nodes;
@@ -81,22 +87,22 @@ class GraphRun {
 };
 
 // Whether each node comes before the end of the stream where the capture began.
-bool all_joined(const CUgraph_st& graph) {
-  std::vector<bool> joined(graph.nodes.size());
-  std::vector<int> left = graph.origin->capture_tail;
+bool all_joined(const Capture& capture) {
+  std::vector<bool> joined(capture.nodes.size());
+  std::vector<int> left = capture.origin->capture_tail;
   while (!left.empty()) {
     const auto node = static_cast<size_t>(left.back());
     left.pop_back();
     if (joined[node]) continue;
     joined[node] = true;
-    left.insert(left.end(), graph.nodes[node].after.begin(), graph.nodes[node].after.end());
+    left.insert(left.end(), capture.nodes[node].after.begin(), capture.nodes[node].after.end());
   }
   return std::ranges::find(joined, false) == joined.end();
 }
 
-void leave_capture(CUgraph_st* graph) {
+void leave(const std::shared_ptr<Capture>& capture) {
   for (CUstream_st* stream : Scheduler::instance().active()) {
-    if (stream->capture != graph) continue;
+    if (stream->capture != capture) continue;
     stream->capture = nullptr;
     stream->capture_tail.clear();
   }
@@ -107,9 +113,9 @@ void leave_capture(CUgraph_st* graph) {
 namespace cuda_emulation {
 
 void capture_node(CUstream_st& stream, const char* name, MakeStep make) {
-  CUgraph_st& graph = *stream.capture;
-  graph.nodes.push_back({name, std::move(make), stream.capture_tail, &stream});
-  stream.capture_tail = {static_cast<int>(graph.nodes.size()) - 1};
+  std::vector<Node>& nodes = stream.capture->nodes;
+  nodes.push_back({name, std::move(make), stream.capture_tail, &stream});
+  stream.capture_tail = {static_cast<int>(nodes.size()) - 1};
 }
 
 cudaError_t refuse_in_capture(const char* call, const CUstream_st* stream) {
@@ -177,9 +183,9 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mo
   if (stream == nullptr || stream == scheduler.legacy() || stream->capture != nullptr) {
     return report(cudaErrorStreamCaptureUnsupported, "this stream cannot be captured");
   }
-  stream->capture = new CUgraph_st;  // the program owns it once the capture ends
-  stream->capture->origin = stream;
-  stream->capture->forbids_unsafe_calls = mode != cudaStreamCaptureModeRelaxed;
+  const bool forbids_unsafe_calls = mode != cudaStreamCaptureModeRelaxed;
+  stream->capture = std::make_shared<Capture>(
+      Capture{.nodes = {}, .origin = stream, .forbids_unsafe_calls = forbids_unsafe_calls});
   stream->capture_tail.clear();
   return cudaSuccess;
 }
@@ -192,13 +198,13 @@ cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
   if (stream == nullptr || stream->capture == nullptr) {
     return report(cudaErrorIllegalState, "the end of a capture that never began");
   }
-  CUgraph_st* captured = stream->capture;
+  const std::shared_ptr<Capture> captured = stream->capture;
   if (captured->origin != stream) {
     captured->spoilt = true;
     return report(cudaErrorStreamCaptureUnmatched, "a capture began in another stream");
   }
   const bool joined = all_joined(*captured);
-  leave_capture(captured);
+  leave(captured);
   if (captured->spoilt) {
     return report(cudaErrorStreamCaptureInvalidated, "a refused call spoilt the capture");
   }
@@ -206,7 +212,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
     return report(cudaErrorStreamCaptureUnjoined, "a stream was forked in a capture, not joined");
   }
   count_handle("graphs", 1);
-  *graph = captured;
+  *graph = new CUgraph_st{std::move(captured->nodes)};
   return cudaSuccess;
 }
 

@@ -59,7 +59,9 @@ struct Completion {
 
 }  // namespace cuda_emulation
 
-struct CUgraph_st;
+namespace cuda_emulation {
+struct Capture;  // graphs.cpp
+}
 
 struct CUstream_st {
   struct Queued {
@@ -73,14 +75,14 @@ struct CUstream_st {
   bool destroyed = false;
   double weight = 1;  // how likely it is to be chosen
   std::deque<Queued> queue;
-  CUgraph_st* capture = nullptr;
-  std::vector<int> capture_tail;  // nodes that the next captured one comes after
+  std::shared_ptr<cuda_emulation::Capture> capture;  // null where there is none
+  std::vector<int> capture_tail;                     // nodes that the next captured one comes after
 };
 
 struct CUevent_st {
   bool destroyed = false;
   std::shared_ptr<cuda_emulation::Completion> recorded;
-  CUgraph_st* capture = nullptr;
+  std::shared_ptr<cuda_emulation::Capture> capture;  // null where there is none
   std::vector<int> capture_tail;
 };
 
