@@ -48,6 +48,7 @@ void copy(const Tensor& out, const Tensor& x, Stream& stream) {
   if (out.device() == Device::cpu && x.device() == Device::cpu) {
     std::memcpy(out.data(), x.data(), static_cast<size_t>(x.size_bytes()));
   } else if constexpr (kCudaIsBuilt) {
+    CHECK(stream.device() == Device::cuda);
     cuda::copy(out.data(), x.data(), x.size_bytes(), stream.native());
   }
 }

@@ -150,7 +150,7 @@ template <class T>
 Values<T> generate(const AttentionSize& s, const Values<T>& qkv, const std::vector<int64_t>& parts,
                    Device device) {
   constexpr int64_t kMoreCapacity = 3;
-  Stream stream(device);
+  Stream host, stream(Device::cuda);
   const Shape cache{s.heads.num_kv_heads, s.tokens + kMoreCapacity, s.heads.head_dim};
   Values<T> all({s.tokens, s.width()}), keys(cache, kNan), values(cache, kNan);
   OnDevice<T> device_keys(keys, stream, s.shift), device_values(values, stream, s.shift);
@@ -162,7 +162,7 @@ Values<T> generate(const AttentionSize& s, const Values<T>& qkv, const std::vect
     }
     if (device == Device::cpu) {
       attention_with_cache(y.tensor(), keys.tensor(), values.tensor(), rows.tensor(), s.heads,
-                           position, stream);
+                           position, host);
     } else {
       OnDevice<T> device_rows(rows, stream, s.shift), device_y(y, stream, s.shift);
       attention_with_cache(device_y.tensor(), device_keys.tensor(), device_values.tensor(),
