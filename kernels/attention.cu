@@ -1,5 +1,7 @@
 #include "kernels/attention.h"
 #include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/tiled_attention.h"
+#include "kernels/cudnn_attention.h"
 
 namespace lockstep::kernels::cuda {
 namespace {
@@ -303,8 +305,8 @@ void check_cache(const Tensor& cache, const Tensor& qkv, const Heads& heads, int
 
 }  // namespace
 
-void attention_forward(const Tensor& y, const Tensor& lse, const Tensor& qkv, const Heads& heads,
-                       const DropoutMask& mask, Stream& stream) {
+void tiled_attention_forward(const Tensor& y, const Tensor& lse, const Tensor& qkv,
+                             const Heads& heads, const DropoutMask& mask, Stream& stream) {
   check_attention_shapes(y, lse, qkv, heads);
   const int64_t tokens = qkv.dim(1);
   with_float_type(qkv.dtype(), [&](auto tag) {
@@ -318,6 +320,13 @@ void attention_forward(const Tensor& y, const Tensor& lse, const Tensor& qkv, co
                packed_rows(rows, tokens, heads, heads.num_heads + heads.num_kv_heads), sizes, 0,
                mask, stream);
   });
+}
+
+void attention_forward(const Tensor& y, const Tensor& lse, const Tensor& qkv, const Heads& heads,
+                       const DropoutMask& mask, Stream& stream) {
+  check_attention_shapes(y, lse, qkv, heads);
+  if (cudnn_attention_forward(y, lse, qkv, heads, mask, stream)) return;
+  tiled_attention_forward(y, lse, qkv, heads, mask, stream);
 }
 
 void attention_with_cache(const Tensor& y, const Tensor& key_cache, const Tensor& value_cache,

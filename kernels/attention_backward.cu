@@ -1,5 +1,7 @@
 #include "kernels/attention.h"
 #include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/tiled_attention.h"
+#include "kernels/cudnn_attention.h"
 
 // Gradients, with p made again from lse (Dao, "FlashAttention-2", 2023):
 //
@@ -214,14 +216,19 @@ __global__ void __launch_bounds__(kThreads, Tiles<kHeadDim>::kBlocks)
   }
 }
 
-}  // namespace
-
-void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& y, const Tensor& lse,
-                        const Tensor& qkv, const Heads& heads, const DropoutMask& mask,
-                        Stream& stream) {
+void check_gradient_shapes(const Tensor& dqkv, const Tensor& dy, const Tensor& y, const Tensor& lse,
+                           const Tensor& qkv, const Heads& heads) {
   check_attention_shapes(y, lse, qkv, heads);
   CHECK(dqkv.shape() == qkv.shape() && dqkv.dtype() == qkv.dtype() && dy.size() == y.size() &&
         dy.dtype() == y.dtype());
+}
+
+}  // namespace
+
+void tiled_attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& y,
+                              const Tensor& lse, const Tensor& qkv, const Heads& heads,
+                              const DropoutMask& mask, Stream& stream) {
+  check_gradient_shapes(dqkv, dy, y, lse, qkv, heads);
   const int64_t sequences = qkv.dim(0), tokens = qkv.dim(1), num_heads = heads.num_heads;
   const int64_t value_head = num_heads + heads.num_kv_heads, rows = sequences * num_heads * tokens;
   if (rows == 0) return;
@@ -254,6 +261,14 @@ void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& y, c
              packed_rows(gradient, tokens, heads, value_head), in, sizes, ProbabilityMask(mask));
     });
   });
+}
+
+void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& y, const Tensor& lse,
+                        const Tensor& qkv, const Heads& heads, const DropoutMask& mask,
+                        Stream& stream) {
+  check_gradient_shapes(dqkv, dy, y, lse, qkv, heads);
+  if (cudnn_attention_backward(dqkv, dy, y, lse, qkv, heads, mask, stream)) return;
+  tiled_attention_backward(dqkv, dy, y, lse, qkv, heads, mask, stream);
 }
 
 }  // namespace lockstep::kernels::cuda

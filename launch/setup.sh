@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and testing Lockstep needs, on Debian and Ubuntu (as root or with sudo).
-# Elsewhere it names what is missing. Does nothing, at once, when nothing is.
+# Elsewhere it names what is missing. Does nothing, at once, when nothing is. Where nvcc and cuDNN are,
+# it also fetches the headers of cudnn-frontend, or says that the build does without.
 #
 #   launch/setup.sh [PACKAGE...]     more Debian packages to install with them
 set -euo pipefail
@@ -41,6 +42,44 @@ name_what_is_missing() {
   printf '  %s\n' "${missing[@]}" >&2
   return 1
 }
+
+# cudnn-frontend is headers only; its Python package has them, of which nothing else is used. One
+# wheel for every machine, so that its checksum is known.
+frontend_version=1.32.0
+frontend_checksum=c6006556017a4d1c914c52a556c71b1267f2d6a0500f742e7b4edef539878df0
+frontend=${XDG_CACHE_HOME:-$HOME/.cache}/lockstep/cudnn-frontend-$frontend_version
+
+needs_cudnn_frontend() {
+  [ ! -f "$frontend/include/cudnn_frontend.h" ] || return 1
+  local nvcc
+  nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+  [ -x "$nvcc" ] && echo '#include <cudnn.h>' | "$nvcc" -x cu -E - >/dev/null 2>&1
+}
+
+fetch_cudnn_frontend() {
+  mkdir -p "$(dirname "$frontend")"
+  local partial
+  partial=$(mktemp -d "$frontend.XXXXXX")
+  if python3 -m pip download --quiet --retries 1 --timeout 20 --no-deps --only-binary :all: \
+    --implementation cp --python-version 3.11 --abi cp311 --platform manylinux_2_28_x86_64 \
+    --dest "$partial" "nvidia-cudnn-frontend==$frontend_version" >"$partial/log" 2>&1 &&
+    sha256sum --check --quiet <<<"$frontend_checksum  $(echo "$partial"/*.whl)" \
+      >>"$partial/log" 2>&1 &&
+    python3 -m zipfile -e "$partial"/*.whl "$partial/wheel"; then
+    mkdir "$partial/headers"
+    mv "$partial/wheel/include" "$partial/headers/"
+    mv -T "$partial/headers" "$frontend" 2>/dev/null || true  # unless another process has
+  else
+    echo "no headers of cudnn-frontend: attention on GPUs will be by our own, slower kernels" >&2
+    tail -n 2 "$partial/log" >&2
+  fi
+  rm -rf "$partial"
+}
+
+if needs_cudnn_frontend; then
+  packages+=(python3-pip)
+  trap '[ $? -ne 0 ] || fetch_cudnn_frontend' EXIT  # last of all
+fi
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   name_what_is_missing

@@ -6,6 +6,7 @@
 #include "comm/agreement.h"
 #include "core/file.h"
 #include "data/dataset.h"
+#include "kernels/cudnn_attention.h"
 #include "kernels/matmul.h"
 #include "launch/command.h"
 #include "launch/machine.h"
@@ -121,6 +122,19 @@ void say_precision(PrecisionChoice asked, DType precision) {
   }
 }
 
+// Why attention is not by cuDNN, whose kernels are several times faster than our own; empty where
+// it is, or where fp32 was asked for. Every worker calls it: it makes cuDNN's plans for the run.
+std::string attention_obstacle(const TrainConfig& config) {
+  if constexpr (kCudaIsBuilt) {
+    if (config.device != Device::cuda || config.precision == DType::fp32) return "";
+    if (config.model.dropout > 0) return "with dropout, cuDNN has no attention of the same bits";
+    return kernels::cuda::cudnn_attention_obstacle({config.precision, config.micro_batch_size,
+                                                    config.model.context_length,
+                                                    config.model.heads()});
+  }
+  return "";
+}
+
 }  // namespace
 
 ExitCode run_train(const Arguments& arguments, MpiSession* session) {
@@ -155,6 +169,8 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
     if (device == Device::cpu) check_memory(config, *session);
   });
   if (first && device == Device::cpu) say_precision(asked, config.precision);
+  const std::string obstacle = attention_obstacle(config);
+  if (first && !obstacle.empty()) spdlog::info("attention by our own kernels: {}", obstacle);
   const auto nccl = device_communicator(device, world);
   if (nccl) nccl->set_deadline(options.collective_timeout_s);
   return train(config, nccl ? *nccl : world, [&] {
