@@ -1,5 +1,6 @@
 #pragma once
 #include "kernels/cuda/packs.cuh"
+#include "kernels/cuda/workspace.h"
 
 // What the normalisations of rows share. A team of threads has a row: a warp where that suffices,
 // else a block. Each thread keeps its packs of the row in registers, so that memory is read once;
@@ -177,12 +178,16 @@ void with_row_share(int64_t channels, F f) {
 // How rows are shared out over the blocks of a backward pass: enough blocks for every processor
 // that there is, few enough for the partial sums to stay small beside the rows.
 struct RowBlocks {
-  static constexpr int64_t kMost = 1024;
   int64_t rows_each, count;
   RowBlocks(int64_t rows, int64_t teams)
-      : rows_each(packs_for(packs_for(rows, kMost), static_cast<int>(teams)) * teams),
+      : rows_each(packs_for(packs_for(rows, kMostRowBlocks), static_cast<int>(teams)) * teams),
         count(rows == 0 ? 0 : packs_for(rows, static_cast<int>(rows_each))) {}
 };
+
+// Of the partial sums that `blocks` leave, `sums` rows of channels each.
+inline double partial_bytes(int64_t blocks, int64_t sums, int64_t channels) {
+  return static_cast<double>(blocks * sums * channels * size_bytes(DType::fp32));
+}
 
 // first[c] += sum over blocks b of partials[b, 0, c], in a fixed order, and second[c] likewise of
 // partials[b, 1, c]; partials (blocks, 2, channels), or (blocks, 1, channels) without `second`.
