@@ -53,10 +53,16 @@ void* allocate_pinned(int64_t size_bytes) {
 void release(void* memory) noexcept { cudaFree(memory); }
 void release_pinned(void* memory) noexcept { cudaFreeHost(memory); }
 
-void copy(void* to, const void* from, int64_t size_bytes, void* stream) {
+void copy(void* to, const void* from, int64_t size_bytes, Stream& stream) {
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(size_bytes), cudaMemcpyDefault,
-                        stream_of(stream)),
+                        stream_of(stream.native())),
         "copying");
+}
+
+void set_zero(void* memory, int64_t size_bytes, Stream& stream) {
+  if (stream.note({"set_zero", static_cast<double>(size_bytes)})) return;
+  check(cudaMemsetAsync(memory, 0, static_cast<size_t>(size_bytes), stream_of(stream.native())),
+        "clearing memory");
 }
 
 void* create_stream() {

@@ -14,7 +14,8 @@ void release(void* memory) noexcept;
 void release_pinned(void* memory) noexcept;
 
 // Between any two of host and device; asynchronous where the host's side is pinned.
-void copy(void* to, const void* from, int64_t size_bytes, void* stream);
+void copy(void* to, const void* from, int64_t size_bytes, Stream& stream);
+void set_zero(void* memory, int64_t size_bytes, Stream& stream);  // of the device
 
 void* create_stream();
 void destroy_stream(void* stream) noexcept;

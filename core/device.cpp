@@ -11,6 +11,11 @@ std::string_view name(Device device) { return device == Device::cpu ? "cpu" : "c
 
 Stream::Stream(Device device) : device_(device) {
   if (device == Device::cpu) return;
+  if (Rehearsal* rehearsal = Rehearsal::current()) {
+    log_ = &rehearsal->log();
+    number_ = log_->new_stream();
+    return;
+  }
   if constexpr (kCudaIsBuilt) {
     native_ = cuda::create_stream();
   } else {
@@ -21,11 +26,15 @@ Stream::Stream(Device device) : device_(device) {
 Stream::Stream(Stream&& other) noexcept
     : device_(other.device_),
       native_(std::exchange(other.native_, nullptr)),
+      log_(other.log_),
+      number_(other.number_),
       workspaces_(std::exchange(other.workspaces_, {})) {}
 
 Stream& Stream::operator=(Stream&& other) noexcept {
   std::swap(device_, other.device_);
   std::swap(native_, other.native_);
+  std::swap(log_, other.log_);
+  std::swap(number_, other.number_);
   std::swap(workspaces_, other.workspaces_);
   return *this;
 }
@@ -33,13 +42,22 @@ Stream& Stream::operator=(Stream&& other) noexcept {
 Stream::~Stream() {
   if constexpr (kCudaIsBuilt) {
     if (native_ != nullptr) cuda::destroy_stream(native_);
-    for (const Scratch& scratch : workspaces_) {
-      if (scratch.memory != nullptr) cuda::release(scratch.memory);
-    }
   }
+  for (Scratch& scratch : workspaces_) release(scratch);
+}
+
+void Stream::release(Scratch& scratch) {
+  if (scratch.memory == nullptr) return;
+  if (log_ != nullptr) {
+    release_addresses(scratch.memory, scratch.size_bytes);
+  } else if constexpr (kCudaIsBuilt) {
+    cuda::release(scratch.memory);
+  }
+  scratch = {};
 }
 
 void Stream::wait(const Event& event) {
+  if (log_ != nullptr) log_->note_wait(number_, event.noted_);
   if constexpr (kCudaIsBuilt) {
     if (native_ != nullptr && event.native() != nullptr) cuda::wait_event(native_, event.native());
   }
@@ -54,19 +72,27 @@ void Stream::synchronize() {
 void* Stream::workspace(int64_t size_bytes, Workspace slot) {
   CHECK(device_ == Device::cuda, "on the CPU a kernel has scratch memory of its own");
   Scratch& scratch = workspaces_[static_cast<size_t>(slot)];
-  if constexpr (kCudaIsBuilt) {
-    if (size_bytes > scratch.size_bytes) {
-      synchronize();
-      if (scratch.memory != nullptr) cuda::release(std::exchange(scratch.memory, nullptr));
-      scratch.size_bytes = 0;
+  if (size_bytes > scratch.size_bytes) {
+    synchronize();
+    release(scratch);
+    if (log_ != nullptr) {
+      scratch.memory = reserve_addresses(size_bytes);
+    } else if constexpr (kCudaIsBuilt) {
       scratch.memory = cuda::allocate(size_bytes);
-      scratch.size_bytes = size_bytes;
     }
+    scratch.size_bytes = size_bytes;
   }
   return scratch.memory;
 }
 
+int64_t Stream::workspace_bytes() const {
+  int64_t bytes = 0;
+  for (const Scratch& scratch : workspaces_) bytes += scratch.size_bytes;
+  return bytes;
+}
+
 Event::Event(Device device) {
+  if (Rehearsal::current() != nullptr) return;
   if constexpr (kCudaIsBuilt) {
     if (device == Device::cuda) native_ = cuda::create_event();
   } else {
@@ -74,10 +100,12 @@ Event::Event(Device device) {
   }
 }
 
-Event::Event(Event&& other) noexcept : native_(std::exchange(other.native_, nullptr)) {}
+Event::Event(Event&& other) noexcept
+    : native_(std::exchange(other.native_, nullptr)), noted_(other.noted_) {}
 
 Event& Event::operator=(Event&& other) noexcept {
   std::swap(native_, other.native_);
+  std::swap(noted_, other.noted_);
   return *this;
 }
 
@@ -88,6 +116,7 @@ Event::~Event() {
 }
 
 void Event::record(const Stream& stream) {
+  if (stream.log_ != nullptr) noted_ = stream.log_->last(stream.number_);
   if constexpr (kCudaIsBuilt) {
     if (native_ != nullptr) cuda::record_event(native_, stream.native());
   }

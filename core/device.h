@@ -4,6 +4,8 @@
 #include <string>
 #include <string_view>
 
+#include "core/rehearsal.h"
+
 // Devices, and the queues of work on them. In a build without CUDA (LOCKSTEP_CUDA=0) only the CPU
 // is there, and asking for anything else throws DeviceError.
 namespace lockstep {
@@ -33,6 +35,12 @@ class Stream {
   Device device() const { return device_; }
   void* native() const { return native_; }  // a cudaStream_t; null on the CPU
 
+  // Who enqueues work on a GPU says so here first. True: this is a Rehearsal, where that is all.
+  bool note(const Work& work) {
+    if (log_ != nullptr) log_->note(number_, work);
+    return log_ != nullptr;
+  }
+
   // What is enqueued from here on runs after what was enqueued before event.record().
   void wait(const Event& event);
   // Returns when all that was enqueued has run. Throws DeviceError when some of it failed.
@@ -41,14 +49,20 @@ class Stream {
   // Device memory for one kernel call: at least so many bytes, aligned to 256, valid for work that
   // is enqueued here before the next call of this function for the same slot. It grows and is kept.
   void* workspace(int64_t size_bytes, Workspace slot = Workspace::kernel);
+  int64_t workspace_bytes() const;  // of all slots together
 
  private:
+  friend class Event;
   struct Scratch {
     void* memory = nullptr;
     int64_t size_bytes = 0;
   };
+  void release(Scratch& scratch);
+
   Device device_;
   void* native_ = nullptr;
+  WorkLog* log_ = nullptr;               // of the rehearsal that this is part of
+  int number_ = 0;                       // in the log
   std::array<Scratch, 3> workspaces_{};  // by Workspace
 };
 
@@ -64,11 +78,13 @@ class Event {
   void record(const Stream& stream);
   // Returns when what was marked has run; at once when nothing was.
   void synchronize() const;
-  bool passed() const;  // whether synchronize() would return at once
+  bool passed() const;                      // whether synchronize() would return at once
   void* native() const { return native_; }  // a cudaEvent_t; null on the CPU
 
  private:
+  friend class Stream;
   void* native_ = nullptr;
+  int64_t noted_ = -1;  // in a rehearsal: the last entry before the mark
 };
 
 // GPUs that this process can use; 0 without CUDA, driver or GPU.

@@ -47,18 +47,23 @@ void copy(const Tensor& out, const Tensor& x, Stream& stream) {
   CHECK(out.size() == x.size() && out.dtype() == x.dtype());
   if (out.device() == Device::cpu && x.device() == Device::cpu) {
     std::memcpy(out.data(), x.data(), static_cast<size_t>(x.size_bytes()));
-  } else if constexpr (kCudaIsBuilt) {
-    CHECK(stream.device() == Device::cuda);
-    cuda::copy(out.data(), x.data(), x.size_bytes(), stream.native());
+    return;
   }
+  CHECK(stream.device() == Device::cuda);
+  // Within a device both sides are its memory.
+  const bool within = out.device() == x.device();
+  if (stream.note({"copy", static_cast<double>((within ? 2 : 1) * x.size_bytes())})) return;
+  if constexpr (kCudaIsBuilt) cuda::copy(out.data(), x.data(), x.size_bytes(), stream);
 }
 
 namespace {
 
 // Anonymous pages: zeroed by the kernel on first touch, by the thread that touches them.
+// In a rehearsal more of them than there is memory.
 void* allocate_pages(int64_t size_bytes) {
+  const int more = Rehearsal::current() == nullptr ? 0 : MAP_NORESERVE;
   void* data =
-      mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | more, -1, 0);
   if (data == MAP_FAILED) {
     throw DeviceError("out of memory: {:.1f} MiB were refused by the system",
                       size_bytes / 1048576.0);
@@ -72,8 +77,11 @@ void* allocate_pages(int64_t size_bytes) {
 Buffer::Buffer(int64_t size_bytes, Device device) : size_bytes_(size_bytes), device_(device) {
   CHECK(size_bytes >= 0);
   if (size_bytes == 0) return;
+  mapped_ = device == Device::cpu || Rehearsal::current() != nullptr;
   if (device == Device::cpu) {
     data_ = allocate_pages(size_bytes);
+  } else if (mapped_) {
+    data_ = reserve_addresses(size_bytes);
   } else if constexpr (kCudaIsBuilt) {
     data_ = cuda::allocate(size_bytes);
   } else {
@@ -87,7 +95,7 @@ Buffer::Buffer(DType dtype, Shape shape, Device device)
 }
 
 Buffer Buffer::pinned(DType dtype, Shape shape, Device device) {
-  if (device == Device::cpu) return Buffer(dtype, shape);
+  if (device == Device::cpu || Rehearsal::current() != nullptr) return Buffer(dtype, shape);
   Buffer buffer;
   if constexpr (kCudaIsBuilt) {
     buffer.size_bytes_ = shape.size() * lockstep::size_bytes(dtype);
@@ -105,13 +113,14 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(size_bytes_, other.size_bytes_);
   std::swap(device_, other.device_);
   std::swap(pinned_, other.pinned_);
+  std::swap(mapped_, other.mapped_);
   std::swap(view_, other.view_);
   return *this;
 }
 
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
-  if (device_ == Device::cpu && !pinned_) {
+  if (mapped_) {
     munmap(data_, size_bytes_);
   } else if constexpr (kCudaIsBuilt) {
     pinned_ ? cuda::release_pinned(data_) : cuda::release(data_);

@@ -66,8 +66,9 @@ class Tensor {
 // the CPU: the host's side must then be pinned, or else the call waits for the copy.
 void copy(const Tensor& out, const Tensor& x, Stream& stream);
 
-// Owns memory, zeroed. The CPU's is aligned to a page so that it suits any vector width and large
-// pages. Movable only. Throws DeviceError when there is not enough.
+// Owns memory, zeroed; in a Rehearsal, addresses only. The CPU's is aligned to a page so that it
+// suits any vector width and large pages. Movable only. Throws DeviceError when there is not
+// enough.
 class Buffer {
  public:
   Buffer() = default;
@@ -90,6 +91,7 @@ class Buffer {
   int64_t size_bytes_ = 0;
   Device device_ = Device::cpu;
   bool pinned_ = false;
+  bool mapped_ = false;  // pages of the system's, or addresses of a rehearsal
   Tensor view_;
 };
 

@@ -179,8 +179,9 @@ void activation_forward(const Tensor& y, const Tensor& x, Activation activation,
   const int64_t size = x.size();
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch(forward_kernel<T>, dim3(blocks_for(size, kThreads * Pack<T>::kSize)), dim3(kThreads), 0,
-           stream, y.as<T>(), x.as<T>(), size, in_packs<T>(size, y.data(), x.data()), activation);
+    launch({"activation_forward", bytes_of(y, x)}, forward_kernel<T>,
+           dim3(blocks_for(size, kThreads * Pack<T>::kSize)), dim3(kThreads), 0, stream, y.as<T>(),
+           x.as<T>(), size, in_packs<T>(size, y.data(), x.data()), activation);
   });
 }
 
@@ -190,9 +191,10 @@ void activation_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Ac
   const int64_t size = x.size();
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch(backward_kernel<T>, dim3(blocks_for(size, kThreads * Pack<T>::kSize)), dim3(kThreads), 0,
-           stream, dx.as<T>(), dy.as<T>(), x.as<T>(), size,
-           in_packs<T>(size, dx.data(), dy.data(), x.data()), activation);
+    launch({"activation_backward", bytes_of(dx, dy, x)}, backward_kernel<T>,
+           dim3(blocks_for(size, kThreads * Pack<T>::kSize)), dim3(kThreads), 0, stream, dx.as<T>(),
+           dy.as<T>(), x.as<T>(), size, in_packs<T>(size, dx.data(), dy.data(), x.data()),
+           activation);
   });
 }
 
@@ -203,9 +205,9 @@ void gated_activation_forward(const Tensor& y, const Tensor& gate_up, Activation
   with_float_type(y.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     const int64_t packs = y.rows() * packs_for(width, Pack<T>::kSize);
-    launch(gated_forward_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream,
-           y.as<T>(), gate_up.as<T>(), packs, width, in_packs<T>(width, y.data(), gate_up.data()),
-           activation);
+    launch({"gated_activation_forward", bytes_of(y, gate_up)}, gated_forward_kernel<T>,
+           dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, y.as<T>(), gate_up.as<T>(),
+           packs, width, in_packs<T>(width, y.data(), gate_up.data()), activation);
   });
 }
 
@@ -217,8 +219,9 @@ void gated_activation_backward(const Tensor& dgate_up, const Tensor& dy, const T
   with_float_type(dy.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     const int64_t packs = dy.rows() * packs_for(width, Pack<T>::kSize);
-    launch(gated_backward_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream,
-           dgate_up.as<T>(), dy.as<T>(), gate_up.as<T>(), packs, width,
+    launch({"gated_activation_backward", bytes_of(dgate_up, dy, gate_up)}, gated_backward_kernel<T>,
+           dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, dgate_up.as<T>(),
+           dy.as<T>(), gate_up.as<T>(), packs, width,
            in_packs<T>(width, dgate_up.data(), dy.data(), gate_up.data()), activation);
   });
 }

@@ -112,9 +112,12 @@ void adam_update(const Tensor& weights, const Tensor& master, const Tensor& exp_
                        elements_past_group(exp_avg_sq.as<float>()) == lead &&
                        elements_past_group(gradients.as<float>()) == lead;
     const int64_t groups = n == 0 ? 0 : (lead + n + kGroup - 1) / kGroup;
-    launch(update_kernel<T>, dim3(blocks_for(groups, kThreads)), dim3(kThreads), 0, stream,
-           weights.as<T>(), master.as<float>(), exp_avg.as<float>(), exp_avg_sq.as<float>(),
-           gradients.as<float>(), n, lead, whole, Factors(step));
+    // Where the model computes in fp32, its weights are the master copy.
+    const double published = weights.data() == master.data() ? 0 : bytes_of(weights);
+    const double moved = 2 * bytes_of(master, exp_avg, exp_avg_sq) + bytes_of(gradients);
+    launch({"adam_update", moved + published}, update_kernel<T>, dim3(blocks_for(groups, kThreads)),
+           dim3(kThreads), 0, stream, weights.as<T>(), master.as<float>(), exp_avg.as<float>(),
+           exp_avg_sq.as<float>(), gradients.as<float>(), n, lead, whole, Factors(step));
   });
 }
 

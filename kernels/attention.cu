@@ -129,7 +129,15 @@ void forward(const HeadRows<T>& y, float* lse, const HeadRows<const T>& q,
   with_head_dim(sizes.head_dim, [&](auto head_dim) {
     constexpr int kHeadDim = decltype(head_dim)::value;
     const int64_t tiles = (sizes.tokens + Tiles<kHeadDim>::kRows - 1) / Tiles<kHeadDim>::kRows;
-    launch(forward_kernel<T, kHeadDim>,
+    // Queries and outputs, and the keys and values up to the last query's.
+    const auto rows = static_cast<double>(sizes.sequences * sizes.head_dim) *
+                      (2.0 * static_cast<double>(sizes.tokens) * sizes.num_heads +
+                       2.0 * static_cast<double>(position + sizes.tokens) * sizes.num_kv_heads);
+    const double lse_bytes =
+        lse == nullptr ? 0
+                       : static_cast<double>(sizes.sequences * sizes.num_heads * sizes.tokens * 4);
+    launch({"attention_forward", rows * sizeof(T) + lse_bytes, 2 * product_flops(sizes, position)},
+           forward_kernel<T, kHeadDim>,
            dim3(blocks_for(tiles * sizes.sequences * sizes.num_heads, 1)), dim3(kThreads),
            ForwardMemory<kHeadDim>::kBytes, stream, y, lse, q, k, v, sizes, position,
            ProbabilityMask(mask));
@@ -288,10 +296,18 @@ void attend_few(const HeadRows<T>& y, const HeadRows<const T>& q, const HeadRows
   const auto chunks = static_cast<int>(blocks_for(position + sizes.tokens, kChunk));
   auto* partials = static_cast<float*>(
       stream.workspace(queries * chunks * (kPartialHeader + sizes.head_dim) * 4));
-  launch(chunk_kernel<T>, dim3(blocks_for(queries * chunks, 1)), dim3(kThreads), 0, stream,
+  const auto partial_bytes =
+      static_cast<double>(queries * chunks * (kPartialHeader + sizes.head_dim) * 4);
+  const auto cache_bytes = 2.0 * static_cast<double>((position + sizes.tokens) * sizes.head_dim) *
+                           sizes.num_kv_heads * sizeof(T);
+  const auto query_bytes = static_cast<double>(queries * sizes.head_dim) * sizeof(T);
+  launch({"attention_with_cache", cache_bytes + query_bytes + partial_bytes,
+          2 * product_flops(sizes, position)},
+         chunk_kernel<T>, dim3(blocks_for(queries * chunks, 1)), dim3(kThreads), 0, stream,
          partials, q, k, v, sizes, position, chunks);
-  launch(join_kernel<T>, dim3(blocks_for(queries, 1)), dim3(kThreads), 0, stream, y, partials,
-         sizes, position, chunks);
+  launch({"attention_join", partial_bytes + query_bytes}, join_kernel<T>,
+         dim3(blocks_for(queries, 1)), dim3(kThreads), 0, stream, y, partials, sizes, position,
+         chunks);
 }
 
 void check_cache(const Tensor& cache, const Tensor& qkv, const Heads& heads, int64_t position) {
@@ -352,8 +368,11 @@ void attention_with_cache(const Tensor& y, const Tensor& key_cache, const Tensor
     const HeadRows<T> values{value_cache.as<T>(), 0, value_cache.dim(1) * head_dim, head_dim};
     const HeadRows<T> outputs = output_rows(y.as<T>(), tokens, heads);
     const int64_t packs = (head_dim + Pack<T>::kSize - 1) / Pack<T>::kSize;
-    launch(extend_kernel<T>, dim3(blocks_for(2 * tokens * heads.num_kv_heads * packs, kThreads)),
-           dim3(kThreads), 0, stream, keys, values, new_keys, new_values, sizes, position);
+    const auto new_bytes =
+        static_cast<double>(4 * tokens * heads.num_kv_heads * head_dim) * sizeof(T);
+    launch({"attention_extend_cache", new_bytes}, extend_kernel<T>,
+           dim3(blocks_for(2 * tokens * heads.num_kv_heads * packs, kThreads)), dim3(kThreads), 0,
+           stream, keys, values, new_keys, new_values, sizes, position);
 
     const HeadRows<const T> all_keys{keys.data, 0, keys.head, keys.token};
     const HeadRows<const T> all_values{values.data, 0, values.head, values.token};

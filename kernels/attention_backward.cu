@@ -1,6 +1,7 @@
 #include "kernels/attention.h"
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/tiled_attention.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/cudnn_attention.h"
 
 // Gradients, with p made again from lse (Dao, "FlashAttention-2", 2023):
@@ -232,7 +233,8 @@ void tiled_attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor
   const int64_t sequences = qkv.dim(0), tokens = qkv.dim(1), num_heads = heads.num_heads;
   const int64_t value_head = num_heads + heads.num_kv_heads, rows = sequences * num_heads * tokens;
   if (rows == 0) return;
-  auto* delta = static_cast<float*>(stream.workspace(rows * 4));
+  const int64_t delta_bytes = attention_workspace_bytes(sequences, num_heads, tokens);
+  auto* delta = static_cast<float*>(stream.workspace(delta_bytes));
 
   with_float_type(qkv.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -246,16 +248,25 @@ void tiled_attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor
                              output_rows<const T>(dy.as<T>(), tokens, heads),
                              lse.as<float>(),
                              delta};
-    launch(delta_kernel<T>, dim3(blocks_for(rows, kThreads / kWarpSize)), dim3(kThreads), 0, stream,
-           delta, in.dy, output_rows<const T>(y.as<T>(), tokens, heads), sizes);
+    launch({"attention_delta", bytes_of(dy, y) + static_cast<double>(delta_bytes)}, delta_kernel<T>,
+           dim3(blocks_for(rows, kThreads / kWarpSize)), dim3(kThreads), 0, stream, delta, in.dy,
+           output_rows<const T>(y.as<T>(), tokens, heads), sizes);
     with_head_dim(heads.head_dim, [&](auto head_dim) {
       constexpr int kHeadDim = decltype(head_dim)::value;
       constexpr int kBytes = BackwardMemory<kHeadDim>::kBytes;
       const int64_t tiles = blocks_for(tokens, Tiles<kHeadDim>::kRows) * sequences;
-      launch(query_gradient_kernel<T, kHeadDim>, dim3(blocks_for(tiles * num_heads, 1)),
+      // Each reads all of qkv and dy, and writes its part of dqkv.
+      const double read = bytes_of(qkv, dy, lse) + static_cast<double>(delta_bytes);
+      const double product = product_flops(sizes, 0);
+      const double query_share = static_cast<double>(num_heads) /
+                                 static_cast<double>(heads.num_heads + 2 * heads.num_kv_heads);
+      launch({"attention_backward_queries", read + query_share * bytes_of(dqkv), 3 * product},
+             query_gradient_kernel<T, kHeadDim>, dim3(blocks_for(tiles * num_heads, 1)),
              dim3(kThreads), kBytes, stream, packed_rows(gradient, tokens, heads, 0), in, sizes,
              ProbabilityMask(mask));
-      launch(key_value_gradient_kernel<T, kHeadDim>,
+      launch({"attention_backward_keys_values", read + (1 - query_share) * bytes_of(dqkv),
+              4 * product},
+             key_value_gradient_kernel<T, kHeadDim>,
              dim3(blocks_for(tiles * heads.num_kv_heads, 1)), dim3(kThreads), kBytes, stream,
              packed_rows(gradient, tokens, heads, num_heads),
              packed_rows(gradient, tokens, heads, value_head), in, sizes, ProbabilityMask(mask));

@@ -1,12 +1,13 @@
 #include "kernels/cuda/bias_gradient.h"
 #include "kernels/cuda/packs.cuh"
+#include "kernels/cuda/workspace.h"
 
 namespace lockstep::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int64_t kRows = 128;  // that a block adds up
+constexpr int64_t kRows = kBiasRows;  // that a block adds up
 
 // out[block,c] = or += the sum over the block's rows of x[n,c]. A lane has one pack of columns, a
 // warp each kWarps-th row; the warps' sums are then joined one after the other.
@@ -53,11 +54,11 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void sum_rows(float* out, const T* x, int64_t rows, int64_t columns, bool add, Stream& stream) {
   const dim3 grid(blocks_for(rows, kRows), blocks_for(columns, kWarpSize * Pack<T>::kSize));
-  launch(sum_rows_kernel<T>, grid, dim3(kThreads), 0, stream, out, x, rows, columns,
-         in_packs<T>(columns, x), add);
+  const auto in_bytes = static_cast<double>(rows * columns) * sizeof(T);
+  const auto out_bytes = static_cast<double>(bias_blocks(rows) * columns) * sizeof(float);
+  launch({"bias_gradient", in_bytes + (add ? 2 : 1) * out_bytes}, sum_rows_kernel<T>, grid,
+         dim3(kThreads), 0, stream, out, x, rows, columns, in_packs<T>(columns, x), add);
 }
-
-int64_t blocks_of_rows(int64_t rows) { return (rows + kRows - 1) / kRows; }
 
 }  // namespace
 
@@ -66,12 +67,9 @@ void add_bias_gradient(const Tensor& dbias, const Tensor& dy, Stream& stream) {
   CHECK(dbias.size() == columns, "{} of {}", dbias.shape().to_string(), dy.shape().to_string());
   if (dy.size() == 0) return;
   int64_t rows = dy.rows();
-  // Sums of blocks, then sums of blocks of those, each behind the ones that it is made of.
-  int64_t partial_rows = 0;
-  for (int64_t r = rows; r > kRows; r = blocks_of_rows(r)) partial_rows += blocks_of_rows(r);
-  const int64_t partial_bytes = partial_rows * columns * size_bytes(DType::fp32);
+  const int64_t partial_bytes = bias_gradient_workspace_bytes(rows, columns);
   float* partials =
-      partial_rows == 0 ? nullptr : static_cast<float*>(stream.workspace(partial_bytes));
+      partial_bytes == 0 ? nullptr : static_cast<float*>(stream.workspace(partial_bytes));
   float* total = dbias.as<float>();
   with_float_type(dy.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -79,7 +77,7 @@ void add_bias_gradient(const Tensor& dbias, const Tensor& dy, Stream& stream) {
     sum_rows(last ? total : partials, dy.as<T>(), rows, columns, last, stream);
   });
   while (rows > kRows) {
-    rows = blocks_of_rows(rows);
+    rows = bias_blocks(rows);
     const bool last = rows <= kRows;
     float* next = partials + rows * columns;
     sum_rows(last ? total : next, partials, rows, columns, last, stream);

@@ -3,20 +3,11 @@
 #include "kernels/classifier.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/product.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/matmul.h"
 
 namespace lockstep::kernels::cuda {
 namespace {
-
-// Tokens a chunk: as many as have kLogitsBytes of logits, in whole tiles of a product. Fewer would
-// read and write the weight and its gradient more often than the products take.
-constexpr int64_t kLogitsBytes = int64_t{512} << 20;
-constexpr int64_t kRowTile = 128;
-constexpr int64_t kMaxChunk = 2048;
-
-// Rows of logits begin at multiples of this many, because products by odd strides are slow:
-// GPT-2's vocabulary has 50257 tokens.
-constexpr int64_t kStrideMultiple = 64;
 
 // A block has a row: enough threads to hide the latency of a long one, few for a short one.
 constexpr int kManyThreads = 1024, kFewThreads = 128;
@@ -116,17 +107,17 @@ void rows_of_chunk(const Tensor& losses, const Matrix& gradient, const Matrix& l
   with_float_type(gradient.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const bool few = vocab_size <= kShortRow;
-    launch(few ? loss_kernel<T, kFewThreads> : loss_kernel<T, kManyThreads>,
+    const auto row_bytes = static_cast<double>(
+        logits.cols *
+        (size_bytes(DType::fp32) + (gradient.data == nullptr ? 0 : size_bytes(gradient.dtype))));
+    launch({"classifier_loss",
+            static_cast<double>(logits.rows) * row_bytes + bytes_of(losses, targets)},
+           few ? loss_kernel<T, kFewThreads> : loss_kernel<T, kManyThreads>,
            dim3(static_cast<unsigned>(logits.rows)), dim3(few ? kFewThreads : kManyThreads), 0,
            stream, losses.as<float>(), static_cast<T*>(gradient.data),
            static_cast<const float*>(logits.data), targets.as<int32_t>(), vocab_size, logits.stride,
            scale);
   });
-}
-
-int64_t chunk_rows(int64_t stride) {
-  const int64_t rows = kLogitsBytes / (stride * size_bytes(DType::fp32));
-  return std::clamp(rows / kRowTile * kRowTile, kRowTile, kMaxChunk);
 }
 
 void check_shapes(const Tensor& losses, const Tensor& x, const Tensor& weight,
@@ -144,21 +135,18 @@ void for_chunks(const Tensor& losses, const Tensor& x, const Tensor& weight, con
                 bool with_gradient, float scale, Stream& stream, Body body) {
   const int64_t rows = x.rows(), vocab_size = weight.rows();
   if (rows == 0) return;
-  const int64_t stride = (vocab_size + kStrideMultiple - 1) / kStrideMultiple * kStrideMultiple;
-  const int64_t chunk = std::min(rows, chunk_rows(stride));
+  const ClassifierChunk chunk(rows, vocab_size, x.dtype(), with_gradient);
+  auto* memory = static_cast<char*>(stream.workspace(chunk.total_bytes(), Workspace::classifier));
   // The gradient takes the place of fp32 logits; a smaller type has memory of its own behind them.
-  const int64_t logits_bytes = chunk * stride * size_bytes(DType::fp32);
-  const bool beside = with_gradient && x.dtype() != DType::fp32;
-  const int64_t gradient_bytes = beside ? chunk * stride * size_bytes(x.dtype()) : 0;
-  auto* memory =
-      static_cast<char*>(stream.workspace(logits_bytes + gradient_bytes, Workspace::classifier));
-  void* gradient = !with_gradient ? nullptr : beside ? memory + logits_bytes : memory;
+  void* gradient = !with_gradient             ? nullptr
+                   : chunk.gradient_bytes > 0 ? memory + chunk.logits_bytes
+                                              : memory;
   const Tensor x_rows = x.reshape({rows, x.cols()}), all_losses = losses.reshape({rows}),
                all_targets = targets.reshape({rows});
-  for (int64_t first = 0; first < rows; first += chunk) {
-    const int64_t end = std::min(rows, first + chunk);
-    const Matrix logits{memory, DType::fp32, end - first, vocab_size, stride};
-    const Matrix dlogits{gradient, x.dtype(), end - first, vocab_size, stride};
+  for (int64_t first = 0; first < rows; first += chunk.rows) {
+    const int64_t end = std::min(rows, first + chunk.rows);
+    const Matrix logits{memory, DType::fp32, end - first, vocab_size, chunk.stride};
+    const Matrix dlogits{gradient, x.dtype(), end - first, vocab_size, chunk.stride};
     product(logits, {matrix(x_rows.slice(first, end))}, transposed(matrix(weight)), Tensor(),
             Into::overwrite, stream);
     rows_of_chunk(all_losses.slice(first, end), dlogits, logits, all_targets.slice(first, end),

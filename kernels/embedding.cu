@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "kernels/cuda/packs.cuh"
+#include "kernels/cuda/workspace.h"
 #include "kernels/embedding.h"
 
 namespace lockstep::kernels::cuda {
@@ -86,11 +87,13 @@ __global__ void __launch_bounds__(kThreads)
 const uint64_t* sort_tokens(uint64_t* scratch, const int32_t* tokens, int64_t count,
                             Stream& stream) {
   uint64_t *sorted = scratch, *other = scratch + count;
-  launch(sort_runs_kernel, dim3(blocks_for(count, kRun)), dim3(kRun), 0, stream, sorted, tokens,
+  const auto pairs_bytes = static_cast<double>(count) * sizeof(uint64_t);
+  launch({"sort_token_runs", static_cast<double>(count) * sizeof(int32_t) + pairs_bytes},
+         sort_runs_kernel, dim3(blocks_for(count, kRun)), dim3(kRun), 0, stream, sorted, tokens,
          count);
   for (int64_t run = kRun; run < count; run *= 2) {
-    launch(merge_runs_kernel, dim3(blocks_for(count, kThreads)), dim3(kThreads), 0, stream, other,
-           sorted, count, run);
+    launch({"merge_token_runs", 2 * pairs_bytes}, merge_runs_kernel,
+           dim3(blocks_for(count, kThreads)), dim3(kThreads), 0, stream, other, sorted, count, run);
     std::swap(sorted, other);
   }
   return sorted;
@@ -199,7 +202,12 @@ void embedding_forward(const Tensor& y, const Tensor& tokens, const Tensor& toke
     const T* positions =
         position_table.empty() ? nullptr : position_table.as<T>() + first_position * channels;
     const int64_t packs = tokens.size() * packs_for(channels, Pack<T>::kSize);
-    launch(forward_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream,
+    // Rows of the tables that several tokens share come from memory once.
+    const double position_bytes =
+        positions == nullptr ? 0 : static_cast<double>(length * channels) * sizeof(T);
+    launch({"embedding_forward",
+            bytes_of(y, tokens) + position_bytes + std::min(bytes_of(token_table), bytes_of(y))},
+           forward_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream,
            y.as<T>(), tokens.as<int32_t>(), token_table.as<T>(), positions, packs,
            token_table.rows(), length, channels,
            in_packs<T>(channels, y.data(), token_table.data(), positions));
@@ -215,20 +223,24 @@ void embedding_backward(const Tensor& dtoken_table, const Tensor& dposition_tabl
     CHECK(dposition_table.cols() == channels && length <= dposition_table.rows());
   }
   if (batch_tokens == 0) return;
-  auto* scratch = static_cast<uint64_t*>(
-      stream.workspace(2 * batch_tokens * static_cast<int64_t>(sizeof(uint64_t))));
+  auto* scratch = static_cast<uint64_t*>(stream.workspace(embedding_workspace_bytes(batch_tokens)));
   const uint64_t* sorted = sort_tokens(scratch, tokens.as<int32_t>(), batch_tokens, stream);
   with_float_type(dy.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     const int64_t packs = packs_for(channels, Pack<T>::kSize);
-    launch(add_tokens_kernel<T>,
+    // At most: a token that comes again has its row read and written once.
+    const int64_t touched = std::min(batch_tokens, dtoken_table.rows());
+    const auto sums_bytes = static_cast<double>(2 * touched * channels) * sizeof(float);
+    launch({"embedding_backward_tokens", bytes_of(dy, tokens) + sums_bytes}, add_tokens_kernel<T>,
            dim3(blocks_for(batch_tokens, kThreads / kWarpSize), blocks_for(packs, kWarpSize)),
            dim3(kThreads), 0, stream, dtoken_table.as<float>(), dy.as<T>(), sorted, batch_tokens,
            dtoken_table.rows(), channels, in_packs<T>(channels, dtoken_table.data(), dy.data()));
     if (dposition_table.empty()) return;
-    launch(add_positions_kernel<T>, dim3(blocks_for(length * packs, kThreads)), dim3(kThreads), 0,
-           stream, dposition_table.as<float>(), dy.as<T>(), length * packs, batch_tokens / length,
-           length, channels, in_packs<T>(channels, dposition_table.data(), dy.data()));
+    const auto position_bytes = static_cast<double>(2 * length * channels) * sizeof(float);
+    launch({"embedding_backward_positions", bytes_of(dy) + position_bytes}, add_positions_kernel<T>,
+           dim3(blocks_for(length * packs, kThreads)), dim3(kThreads), 0, stream,
+           dposition_table.as<float>(), dy.as<T>(), length * packs, batch_tokens / length, length,
+           channels, in_packs<T>(channels, dposition_table.data(), dy.data()));
   });
 }
 

@@ -1,4 +1,5 @@
 #include "kernels/cuda/norm_rows.cuh"
+#include "kernels/cuda/workspace.h"
 #include "kernels/layernorm.h"
 
 namespace lockstep::kernels::cuda {
@@ -120,7 +121,8 @@ void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, 
       using Share = decltype(share);
       share.channels = static_cast<int>(channels);
       share.whole = in_packs<T>(channels, y.data(), x.data(), gain.data(), bias.data());
-      launch(forward_kernel<T, Share>, dim3(blocks_for(rows, Share::kTeams)), dim3(kRowThreads), 0,
+      launch({"layernorm_forward", bytes_of(y, mean, rstd, x, gain, bias)},
+             forward_kernel<T, Share>, dim3(blocks_for(rows, Share::kTeams)), dim3(kRowThreads), 0,
              stream, y.as<T>(), mean.as<float>(), rstd.as<float>(), x.as<T>(), gain.as<T>(),
              bias.as<T>(), rows, share, epsilon);
     });
@@ -141,9 +143,11 @@ void layernorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dbi
       share.channels = static_cast<int>(channels);
       share.whole = in_packs<T>(channels, dx.data(), dy.data(), x.data(), gain.data());
       const RowBlocks blocks(rows, Share::kTeams);
-      auto* partials = static_cast<float*>(
-          stream.workspace(blocks.count * 2 * channels * static_cast<int64_t>(sizeof(float))));
-      launch(backward_kernel<T, Share>, dim3(static_cast<unsigned>(blocks.count)),
+      auto* partials =
+          static_cast<float*>(stream.workspace(norm_workspace_bytes(rows, channels, 2)));
+      const double moved = bytes_of(dx, dx, dy, x, gain, mean, rstd);
+      launch({"layernorm_backward", moved + partial_bytes(blocks.count, 2, channels)},
+             backward_kernel<T, Share>, dim3(static_cast<unsigned>(blocks.count)),
              dim3(kRowThreads), 0, stream, dx.as<T>(), partials, dy.as<T>(), x.as<T>(),
              gain.as<T>(), mean.as<float>(), rstd.as<float>(), rows, blocks.rows_each, share);
       add_partials(dgain.as<float>(), dbias.as<float>(), partials, blocks.count, channels, stream);

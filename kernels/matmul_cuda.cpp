@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/bias_gradient.h"
 #include "kernels/cuda/product.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/matmul.h"
 
 // Products by cuBLASLt. The library is free to compute a row by other instructions when a product
@@ -20,9 +21,6 @@
 // - each stream has a workspace of its own.
 namespace lockstep::kernels::cuda {
 namespace {
-
-constexpr int64_t kMaxWorkspaceBytes = int64_t{32}
-                                       << 20;  // what the documentation advises for sm_90
 
 void check(cublasStatus_t status, std::string_view operation) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
@@ -110,7 +108,7 @@ void choose_algorithm(Plan& plan, const Problem& problem) {
   cublasLtMatmulPreference_t made = nullptr;
   check(cublasLtMatmulPreferenceCreate(&made), "asking for an algorithm");
   const Preference preference(made);
-  set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kMaxWorkspaceBytes});
+  set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kProductWorkspaceBytes});
   set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, problem.b_alignment);
@@ -149,6 +147,22 @@ Plan make_plan(const Problem& problem, const Matrix& out, const Operand& a, cons
   return plan;
 }
 
+// Each matrix is read once, and the result written, to which it adds read as well.
+Work work_of(const Matrix& out, const Operand& a, const Operand& b, const Tensor& bias, Into into) {
+  const auto bytes = [](const Matrix& x) {
+    return static_cast<double>(x.rows * x.cols * size_bytes(x.dtype));
+  };
+  const double out_bytes = (into == Into::add ? 2 : 1) * bytes(out);
+  const double bias_bytes = bias.empty() ? 0 : static_cast<double>(bias.size_bytes());
+  return {a.transposed   ? "product_weight_gradient"
+          : b.transposed ? "product_forward"
+                         : "product_input_gradient",
+          bytes(a.matrix) + bytes(b.matrix) + out_bytes + bias_bytes,
+          2.0 * static_cast<double>(out.rows) * static_cast<double>(out.cols) *
+              static_cast<double>(a.cols()),
+          a.matrix.dtype == DType::fp32 ? Unit::vector : Unit::tensor};
+}
+
 }  // namespace
 
 void product(const Matrix& out, const Operand& a, const Operand& b, const Tensor& bias, Into into,
@@ -158,6 +172,7 @@ void product(const Matrix& out, const Operand& a, const Operand& b, const Tensor
   CHECK(out.dtype == a.matrix.dtype || out.dtype == DType::fp32);
   CHECK(bias.empty() || (bias.size() == out.cols && bias.dtype() == out.dtype));
   if (out.rows == 0 || out.cols == 0 || a.cols() == 0) return;
+  if (stream.note(work_of(out, a, b, bias, into))) return;
   const bool adds = into == Into::add;
   const uint32_t bias_alignment = bias.empty() ? 16 : alignment(bias.data());
   const Problem problem{.operands = a.matrix.dtype,

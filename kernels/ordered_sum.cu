@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <type_traits>
 #include <vector>
 
@@ -118,8 +119,12 @@ void sum_in_passes(float* out, std::span<const Tensor> terms, std::span<const Ad
     const bool packed =
         aligned_to_packs(pass.out) && std::all_of(pass.terms, pass.terms + pass.num_terms,
                                                   [](T* term) { return aligned_to_packs(term); });
-    launch(pass_kernel<T>, dim3(blocks_for(n, kThreads * Pack<T>::kSize)), dim3(kThreads),
-           int64_t{pass.num_terms} * kThreads * kPackBytes, stream, pass, n, packed);
+    const int runs = pass.num_terms + std::popcount(pass.changed);
+    const double moved = static_cast<double>(n) * (runs * static_cast<double>(sizeof(T)) +
+                                                   (pass.out == nullptr ? 0 : sizeof(float)));
+    launch({"ordered_sum", moved}, pass_kernel<T>, dim3(blocks_for(n, kThreads * Pack<T>::kSize)),
+           dim3(kThreads), int64_t{pass.num_terms} * kThreads * kPackBytes, stream, pass, n,
+           packed);
   } while (!additions.empty());
 }
 

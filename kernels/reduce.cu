@@ -49,15 +49,18 @@ template <bool kSquares>
 double reduce(const Tensor& x, Stream& stream) {
   const int64_t n = x.size();
   if (n == 0) return 0;
-  const int64_t blocks = (n + kReduceBlock - 1) / kReduceBlock;
-  auto* sums =
-      static_cast<double*>(stream.workspace(blocks * static_cast<int64_t>(sizeof(double))));
+  const int64_t blocks = reduce_blocks(n);
+  const int64_t sums_bytes = blocks * static_cast<int64_t>(sizeof(double));
+  auto* sums = static_cast<double*>(stream.workspace(sums_bytes));
   const float* values = x.as<float>();
-  launch(sum_blocks_kernel<kSquares>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0,
-         stream, sums, values, n, aligned_to_packs(values));
-  launch(join_kernel, dim3(1), dim3(kJoinThreads), 0, stream, sums, blocks);
+  const auto moved = static_cast<double>(sums_bytes);
+  launch({kSquares ? "sum_of_squares" : "sum", bytes_of(x) + moved}, sum_blocks_kernel<kSquares>,
+         dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, sums, values, n,
+         aligned_to_packs(values));
+  launch({"sum_join", moved}, join_kernel, dim3(1), dim3(kJoinThreads), 0, stream, sums, blocks);
   double sum = 0;
-  lockstep::cuda::copy(&sum, sums, sizeof(sum), stream.native());
+  if (stream.note({"copy", sizeof(sum)})) return sum;
+  lockstep::cuda::copy(&sum, sums, sizeof(sum), stream);
   stream.synchronize();
   return sum;
 }
@@ -106,12 +109,12 @@ void cast(const Tensor& out, const Tensor& x, Stream& stream) {
       using To = typename decltype(to)::type;
       using From = typename decltype(from)::type;
       if constexpr (std::is_same_v<To, From>) {
-        lockstep::cuda::copy(out.data(), x.data(), x.size_bytes(), stream.native());
+        copy(out, x.reshape(out.shape()), stream);
       } else {
         constexpr int64_t kRun = 16 / (sizeof(To) < sizeof(From) ? sizeof(To) : sizeof(From));
-        launch(cast_kernel<To, From>, dim3(blocks_for(n, kCastThreads * kRun)), dim3(kCastThreads),
-               0, stream, out.as<To>(), x.as<From>(), n,
-               aligned_to_packs(out.as<To>(), x.as<From>()));
+        launch({"cast", bytes_of(out, x)}, cast_kernel<To, From>,
+               dim3(blocks_for(n, kCastThreads * kRun)), dim3(kCastThreads), 0, stream,
+               out.as<To>(), x.as<From>(), n, aligned_to_packs(out.as<To>(), x.as<From>()));
       }
     });
   });
@@ -119,9 +122,7 @@ void cast(const Tensor& out, const Tensor& x, Stream& stream) {
 
 void set_zero(const Tensor& out, Stream& stream) {
   if (out.size() == 0) return;
-  lockstep::cuda::check(cudaMemsetAsync(out.data(), 0, static_cast<size_t>(out.size_bytes()),
-                                        static_cast<cudaStream_t>(stream.native())),
-                        "clearing memory");
+  lockstep::cuda::set_zero(out.data(), out.size_bytes(), stream);
 }
 
 }  // namespace lockstep::kernels::cuda

@@ -6,7 +6,8 @@
 namespace lockstep::kernels {
 
 inline constexpr int64_t kReduceBlock = 1 << 16;  // elements a block: fixes the order of sums
-}
+constexpr int64_t reduce_blocks(int64_t n) { return (n + kReduceBlock - 1) / kReduceBlock; }
+}  // namespace lockstep::kernels
 
 namespace lockstep::kernels::cpu {
 

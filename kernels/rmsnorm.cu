@@ -1,4 +1,5 @@
 #include "kernels/cuda/norm_rows.cuh"
+#include "kernels/cuda/workspace.h"
 #include "kernels/rmsnorm.h"
 
 namespace lockstep::kernels::cuda {
@@ -101,8 +102,9 @@ void rmsnorm_forward(const Tensor& y, const Tensor& inv_rms, const Tensor& x, co
       using Share = decltype(share);
       share.channels = static_cast<int>(channels);
       share.whole = in_packs<T>(channels, y.data(), x.data(), gain.data());
-      launch(forward_kernel<T, Share>, dim3(blocks_for(rows, Share::kTeams)), dim3(kRowThreads), 0,
-             stream, y.as<T>(), inv_rms.as<float>(), x.as<T>(), gain.as<T>(), rows, share, epsilon);
+      launch({"rmsnorm_forward", bytes_of(y, inv_rms, x, gain)}, forward_kernel<T, Share>,
+             dim3(blocks_for(rows, Share::kTeams)), dim3(kRowThreads), 0, stream, y.as<T>(),
+             inv_rms.as<float>(), x.as<T>(), gain.as<T>(), rows, share, epsilon);
     });
   });
 }
@@ -119,9 +121,11 @@ void rmsnorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dy, c
       share.channels = static_cast<int>(channels);
       share.whole = in_packs<T>(channels, dx.data(), dy.data(), x.data(), gain.data());
       const RowBlocks blocks(rows, Share::kTeams);
-      auto* partials = static_cast<float*>(
-          stream.workspace(blocks.count * channels * static_cast<int64_t>(sizeof(float))));
-      launch(backward_kernel<T, Share>, dim3(static_cast<unsigned>(blocks.count)),
+      auto* partials =
+          static_cast<float*>(stream.workspace(norm_workspace_bytes(rows, channels, 1)));
+      const double moved = bytes_of(dx, dx, dy, x, gain, inv_rms);
+      launch({"rmsnorm_backward", moved + partial_bytes(blocks.count, 1, channels)},
+             backward_kernel<T, Share>, dim3(static_cast<unsigned>(blocks.count)),
              dim3(kRowThreads), 0, stream, dx.as<T>(), partials, dy.as<T>(), x.as<T>(),
              gain.as<T>(), inv_rms.as<float>(), rows, blocks.rows_each, share);
       add_partials(dgain.as<float>(), nullptr, partials, blocks.count, channels, stream);

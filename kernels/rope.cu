@@ -36,7 +36,10 @@ void rotate(const Tensor& qkv, const Tensor& table, const Heads& heads, int64_t 
   const int64_t pairs = qkv.rows() * turned_heads * half;
   with_float_type(qkv.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch(rotate_kernel<T>, dim3(blocks_for(pairs, kThreads)), dim3(kThreads), 0, stream,
+    const auto turned_bytes = static_cast<double>(2 * pairs * 2) * sizeof(T);  // read and written
+    const auto table_bytes = static_cast<double>(length * heads.head_dim) * sizeof(float);
+    launch({direction > 0 ? "rope_forward" : "rope_backward", turned_bytes + table_bytes},
+           rotate_kernel<T>, dim3(blocks_for(pairs, kThreads)), dim3(kThreads), 0, stream,
            qkv.as<T>(), table.as<float>(), pairs, static_cast<int>(half),
            static_cast<int>(turned_heads), static_cast<int>(heads.packed()), length, first_position,
            direction);

@@ -55,8 +55,9 @@ void check_device(DeviceChoice device) {
   }
   if (cuda_device_count() == 0) {
     throw DeviceError("--device cuda: CUDA finds no GPU here ({}); 'lockstep doctor' tells more",
-                      has_nvidia_gpu() ? "there is one: is its driver older than this program needs?"
-                                       : "no driver is loaded");
+                      has_nvidia_gpu()
+                          ? "there is one: is its driver older than this program needs?"
+                          : "no driver is loaded");
   }
 }
 
@@ -103,6 +104,11 @@ Device start_device(const MachineOptions& options, MpiSession* session) {
     });
   }
   return Device::cuda;
+}
+
+Device planned_device(DeviceChoice device, MpiSession* session) {
+  if (device == DeviceChoice::automatic) return all_have_gpus(session) ? Device::cuda : Device::cpu;
+  return device == DeviceChoice::cuda ? Device::cuda : Device::cpu;
 }
 
 std::unique_ptr<Communicator> device_communicator([[maybe_unused]] Device device,

@@ -9,12 +9,14 @@
 #include "kernels/cudnn_attention.h"
 #include "kernels/matmul.h"
 #include "launch/command.h"
+#include "launch/dry_run.h"
 #include "launch/machine.h"
 #include "launch/run_lock.h"
 #include "launch/same_tokenizer.h"
 #include "launch/text.h"
 #include "launch/train_options.h"
 #include "trainer/trainer.h"
+#include "trainer/training.h"
 
 namespace lockstep::launch {
 namespace {
@@ -27,11 +29,16 @@ void make_absolute(std::filesystem::path& path) {
 }
 
 // Command line, --config, and what an earlier start of the run left in run.cfg: in this order. A
-// run without a checkpoint starts anew, from its run.cfg only when nothing else names the data.
+// run without a checkpoint starts anew, from its run.cfg only when nothing else names the data. A
+// dry run may be of no run folder.
 void read_options(TrainOptions& options, OptionTable& table, const Arguments& arguments,
                   bool first) {
   table.parse(arguments);
   if (!options.config.empty()) table.read_file(options.config);
+  if (!options.predict.empty() && !options.dry_run) {
+    throw UsageError("{} is of use with --dry-run only; add it", table.origin("predict"));
+  }
+  if (options.dry_run && options.run.empty()) return table.require("data");
   table.require("run");
   const bool resumes = !list_checkpoints(options.run).empty();
   if (options.fresh && resumes) {
@@ -52,7 +59,7 @@ void read_options(TrainOptions& options, OptionTable& table, const Arguments& ar
 // there has in its own checkpoints.
 std::optional<ModelConfig> model_of_weights(const TrainOptions& options, const Dataset& dataset) {
   if (options.initialize_from.empty()) return std::nullopt;
-  auto steps = list_checkpoints(options.run);
+  auto steps = options.run.empty() ? std::vector<int64_t>() : list_checkpoints(options.run);
   for (; !steps.empty(); steps.pop_back()) {
     try {
       return Checkpoint::open(checkpoint_folder(options.run, steps.back())).info().model;
@@ -145,10 +152,11 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   const bool first = session->rank() == 0;
   run_together(world, [&] {
     read_options(options, table, arguments, first);
-    check_device(options.machine.device);
+    if (!options.dry_run) check_device(options.machine.device);
   });
   world.set_deadline(options.collective_timeout_s);
-  const Device device = start_device(options.machine, session);
+  const Device device = options.dry_run ? planned_device(options.machine.device, session)
+                                        : start_device(options.machine, session);
   start_threads(options.machine.threads, session);
   Surroundings surroundings;
   surroundings.workers = session->size();
@@ -157,7 +165,7 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   TrainConfig config;
   RunLock lock;
   run_together(world, [&] {
-    if (first) lock.take(options.run);
+    if (first && !options.dry_run) lock.take(options.run);
     make_absolute(options.data);
     make_absolute(options.initialize_from);
     const Dataset dataset = Dataset::open(options.data);
@@ -166,8 +174,17 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
     adapt_micro_batch(options, table, session->size(), first);
     config = resolve_train(options, table, surroundings);
     config.device = device;
-    if (device == Device::cpu) check_memory(config, *session);
+    if (device == Device::cpu && !options.dry_run) check_memory(config, *session);
   });
+  if (options.dry_run) {
+    run_together(world, [&] {
+      if (!first) return;
+      validate(batch_plan(config, world));
+      fmt::print("{}",
+                 dry_run_text(config, session->size(), session->local_size(), options.predict));
+    });
+    return ExitCode::done;
+  }
   if (first && device == Device::cpu) say_precision(asked, config.precision);
   const std::string obstacle = attention_obstacle(config);
   if (first && !obstacle.empty()) spdlog::info("attention by our own kernels: {}", obstacle);

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "trainer/batch_source.h"
+#include "trainer/rehearsal.h"
 
 namespace lockstep::launch {
 namespace {
@@ -31,6 +32,18 @@ OptionValue preset_name(std::string& field) {
                 field = text;
               },
           .get = [&field] { return field; }};
+}
+
+std::vector<std::string> gpu_names() {
+  std::vector<std::string> names;
+  for (const GpuLimits& gpu : known_gpus()) names.emplace_back(gpu.name);
+  return names;
+}
+
+OptionValue gpu_name(std::string& field) {
+  std::vector<std::pair<std::string, std::string>> names;
+  for (const std::string& name : gpu_names()) names.emplace_back(name, name);
+  return choice(field, names, fmt::format("{}", fmt::join(gpu_names(), "|")));
 }
 
 OptionValue loss_scale(std::string& field) {
@@ -69,6 +82,14 @@ void add_run_options(OptionTable& table, TrainOptions& o) {
             "read options from FILE, a 'name = value' a line; the command line comes first",
             InConfigFile::no);
   table.add("fresh", flag(o.fresh), "refuse to go on with a run that is there", InConfigFile::no);
+  table.add("dry-run", flag(o.dry_run),
+            "train nothing, make nothing: print what each worker's device would have to hold, and "
+            "the largest micro-batches; needs neither a GPU for --device cuda nor --run",
+            InConfigFile::no);
+  table.add("predict", gpu_name(o.predict),
+            fmt::format("with --dry-run --device cuda: the time of a step on {}, kernel by kernel",
+                        fmt::join(gpu_names(), ", ")),
+            InConfigFile::no);
   table.add("initialize-from", path(o.initialize_from, "CHECKPOINT"),
             "start with these weights (fine-tuning): a step or run folder, or a model.h5");
   table.add("steps", integer(o.steps, 1), "optimizer steps in all (default 1000)");

@@ -12,7 +12,8 @@ namespace lockstep::launch {
 // What may be said to `lockstep train`. Empty: not said, filled in by resolve_train.
 struct TrainOptions {
   std::filesystem::path config, data, run, initialize_from;
-  bool fresh = false;
+  bool fresh = false, dry_run = false;
+  std::string predict;  // of known_gpus(); empty: nothing
   int64_t steps = 1000;
   uint64_t seed = 0;
 

@@ -4,7 +4,7 @@ namespace lockstep {
 
 BatchStaging::BatchStaging(Device device, int64_t sequences, int64_t length) : device_(device) {
   if (device == Device::cpu) return;
-  const Shape shape{2, sequences * length};
+  const Shape shape = there_shape(sequences, length);
   for (Slot& slot : slots_) {
     slot.tokens_and_targets = Buffer::pinned(DType::int32, shape, device);
     slot.copied = Event(device);

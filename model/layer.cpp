@@ -31,7 +31,7 @@ double rope_frequency(const ModelConfig& config, int64_t i) {
 Buffer rope_table(const ModelConfig& config, int64_t positions, Device device) {
   CHECK(config.head_dim % 2 == 0);
   const int64_t half = config.head_dim / 2;
-  Buffer table(DType::fp32, {positions, config.head_dim});
+  Buffer table(DType::fp32, rope_table_shape(config, positions));
   for (int64_t i = 0; i < half; i++) {
     const double frequency = rope_frequency(config, i);
     for (int64_t t = 0; t < positions; t++) {
@@ -42,7 +42,7 @@ Buffer rope_table(const ModelConfig& config, int64_t positions, Device device) {
     }
   }
   if (device == Device::cpu) return table;
-  Buffer there(DType::fp32, {positions, config.head_dim}, device);
+  Buffer there(DType::fp32, rope_table_shape(config, positions), device);
   Stream stream(device);
   copy(there.tensor(), table.tensor(), stream);
   stream.synchronize();

@@ -52,13 +52,17 @@ struct LayerDropout {
   kernels::DropoutMask ffn_branch;        // of what the feed-forward part adds
 };
 
-// cos and sin of RoPE (kernels/rope.h), (positions, D) fp32 on `device`, with the wavelengths of Llama 3.1 where the configuration has rope_scaling:
+// cos and sin of RoPE (kernels/rope.h), (positions, D) fp32 on `device`, with the wavelengths of
+// Llama 3.1 where the configuration has rope_scaling:
 //
 //   w_i = rope_theta^(-2 i / D),  n_i = original_context_length * w_i / (2 pi)   (turns in it)
 //   w_i unchanged for n_i > high_freq_factor, w_i / factor for n_i < low_freq_factor, else
 //   (1 - s) w_i / factor + s w_i,  s = (n_i - low_freq_factor) / (high_freq_factor -
 //   low_freq_factor)
 Buffer rope_table(const ModelConfig& config, int64_t positions, Device device);
+inline Shape rope_table_shape(const ModelConfig& config, int64_t positions) {
+  return {positions, config.head_dim};
+}
 
 // A layer's forward pass is: before_attention; attention from `qkv` to `attended` (the caller's:
 // within the batch, or with a cache of earlier keys and values); after_attention.

@@ -1,7 +1,10 @@
 #include "model/transformer.h"
 
+#include <algorithm>
+
 #include "core/check.h"
 #include "kernels/classifier.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/embedding.h"
 #include "kernels/reduce.h"
 #include "model/activations.h"
@@ -25,7 +28,7 @@ class Transformer::Implementation {
   Stream stream_;
   const Buffer weights_, gradients_;
 
-  int64_t activation_bytes() const { return arena_.size_bytes() + rope_table_.size_bytes(); }
+  Memory memory() const;
 
  private:
   Batch prepare(const Batch& batch);
@@ -59,7 +62,66 @@ Transformer::Options resolved(const ModelConfig& config, Transformer::Options op
   return options;
 }
 
+Keep keep_of(const Transformer::Options& options) {
+  if (!options.training) return Keep::nothing;
+  return options.recompute ? Keep::layer_inputs : Keep::everything;
+}
+
+// Of the largest micro-batch.
+int64_t arena_bytes(const ModelConfig& config, const Transformer::Options& options) {
+  Activations activations;
+  Arena measured;
+  plan(activations, measured, config, options.precision, keep_of(options), options.micro_batch_size,
+       options.sequence_length);
+  return measured.size_bytes();
+}
+
+// What the kernels of a pass over it ask the stream for, a slot after the other.
+int64_t workspace_bytes(const ModelConfig& config, const Transformer::Options& options) {
+  using namespace kernels::cuda;
+  if (options.device == Device::cpu) return 0;
+  const int64_t sequences = options.micro_batch_size, length = options.sequence_length;
+  const int64_t tokens = sequences * length;
+  int64_t kernel = 0;
+  if (options.training) {
+    const bool gpt2 = config.family == Family::gpt2;
+    const int64_t most_reduced = std::max(tokens, options.padded_size);
+    const int64_t widest = std::max({config.heads().packed(), config.hidden_size, config.ffn_size});
+    kernel = std::max({kernels::reduce_blocks(most_reduced) * int64_t{sizeof(double)},
+                       norm_workspace_bytes(tokens, config.hidden_size, gpt2 ? 2 : 1),
+                       gpt2 ? bias_gradient_workspace_bytes(tokens, widest) : 0,
+                       embedding_workspace_bytes(tokens),
+                       attention_workspace_bytes(sequences, config.num_heads, length)});
+  }
+  const ClassifierChunk chunk(tokens, config.vocab_size, options.precision, options.training);
+  return kernel + chunk.total_bytes() + kProductWorkspaceBytes;
+}
+
 }  // namespace
+
+Transformer::Memory Transformer::planned_memory(const ModelConfig& config, const Options& asked) {
+  const Options options = resolved(config, asked, ParameterTable(config).size());
+  Memory memory;
+  memory.weights = options.padded_size * size_bytes(options.precision);
+  if (options.training) memory.gradients = options.padded_size * size_bytes(DType::fp32);
+  memory.activations = arena_bytes(config, options);
+  if (config.family == Family::llama) {
+    memory.activations +=
+        rope_table_shape(config, options.sequence_length).size() * size_bytes(DType::fp32);
+  }
+  memory.workspace = workspace_bytes(config, options);
+  memory.inputs =
+      BatchStaging::device_bytes(options.device, options.micro_batch_size, options.sequence_length);
+  return memory;
+}
+
+Transformer::Memory Transformer::Implementation::memory() const {
+  return {.weights = weights_.size_bytes(),
+          .gradients = gradients_.size_bytes(),
+          .activations = arena_.size_bytes() + rope_table_.size_bytes(),
+          .workspace = workspace_bytes(config_, options_),
+          .inputs = staging_.device_bytes()};
+}
 
 Transformer::Implementation::Implementation(const ModelConfig& config, const Options& options)
     : config_(config),
@@ -67,12 +129,9 @@ Transformer::Implementation::Implementation(const ModelConfig& config, const Opt
       options_(resolved(config, options, table_.size())),
       stream_(options_.device),
       weights_(options_.precision, {options_.padded_size}, options_.device),
-      gradients_(options_.training
-                     ? Buffer(DType::fp32, {options_.padded_size}, options_.device)
-                     : Buffer()),
-      keep_(!options_.training   ? Keep::nothing
-            : options_.recompute ? Keep::layer_inputs
-                                 : Keep::everything),
+      gradients_(options_.training ? Buffer(DType::fp32, {options_.padded_size}, options_.device)
+                                   : Buffer()),
+      keep_(keep_of(options_)),
       staging_(options_.device, options_.micro_batch_size, options_.sequence_length) {
   parameters_ = parameter_views(table_, weights_.tensor().slice(0, table_.size()));
   if (options_.training) {
@@ -81,10 +140,7 @@ Transformer::Implementation::Implementation(const ModelConfig& config, const Opt
   if (config_.family == Family::llama) {
     rope_table_ = rope_table(config_, options_.sequence_length, options_.device);
   }
-  Arena measured;
-  plan(activations_, measured, config_, options_.precision, keep_, options_.micro_batch_size,
-       options_.sequence_length);
-  arena_ = Buffer(measured.size_bytes(), options_.device);
+  arena_ = Buffer(arena_bytes(config_, options_), options_.device);
 }
 
 // Checks the batch, lays the activations out for its shape, and brings it to the device.
@@ -234,10 +290,6 @@ void Transformer::losses(const Batch& batch, const Tensor& losses) {
   implementation_->losses(batch, losses);
 }
 
-Transformer::Memory Transformer::memory() const {
-  return {.weights = implementation_->weights_.size_bytes(),
-          .gradients = implementation_->gradients_.size_bytes(),
-          .activations = implementation_->activation_bytes()};
-}
+Transformer::Memory Transformer::memory() const { return implementation_->memory(); }
 
 }  // namespace lockstep

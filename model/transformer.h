@@ -68,11 +68,17 @@ class Transformer {
   // the CPU's memory as the batch is.
   void losses(const Batch& batch, const Tensor& losses);
 
-  // Bytes held, by what they are for.
+  // Bytes of the device's memory, by what they are for. The CPU's kernels have scratch memory of
+  // their own, which is not counted.
   struct Memory {
-    int64_t weights, gradients, activations;
+    int64_t weights = 0, gradients = 0, activations = 0;  // activations: with RoPE's table
+    int64_t workspace = 0;  // what kernels ask for at the first step; products may take less
+    int64_t inputs = 0;     // batches, as they came from the CPU
+    int64_t total() const { return weights + gradients + activations + workspace + inputs; }
   };
   Memory memory() const;
+  // The same of a model that is not made, without allocating anything.
+  static Memory planned_memory(const ModelConfig& config, const Options& options);
 
  private:
   class Implementation;

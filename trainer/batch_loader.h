@@ -5,7 +5,7 @@
 
 namespace lockstep {
 
-// From a split, in the sampler's order. Both must outlive it.
+// From a split, which must outlive it, in the sampler's order.
 class BatchLoader : public BatchSource {
  public:
   BatchLoader(const TokenStream& tokens, const Sampler& sampler, const BatchPlan& plan);
@@ -13,7 +13,7 @@ class BatchLoader : public BatchSource {
 
  private:
   const TokenStream& stream_;
-  const Sampler& sampler_;
+  const Sampler sampler_;
   Buffer tokens_, targets_;  // (micro_batch_size, sequence_length) int32
 };
 

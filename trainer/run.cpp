@@ -72,14 +72,15 @@ void Run::describe(const Start& start) {
   progress_.note(fmt::format("{} model of {} parameters, {}", name(config_.model.family),
                              count_text(training_.model().table().size()),
                              name(config_.precision)));
+  progress_.note(
+      fmt::format("{}{}, {} each, {:.0f} MiB a worker", plural(communicator_.size(), "worker"),
+                  virtual_each == 1 ? "" : fmt::format(" for {} virtual", config_.virtual_workers),
+                  config_.device == Device::cuda ? "a GPU" : plural(num_threads(), "thread"),
+                  static_cast<double>(training_.memory().total()) / (1 << 20)));
   progress_.note(fmt::format(
-      "{}{}, {} each, {:.0f} MiB a worker", plural(communicator_.size(), "worker"),
-      virtual_each == 1 ? "" : fmt::format(" for {} virtual", config_.virtual_workers),
-      config_.device == Device::cuda ? "a GPU" : plural(num_threads(), "thread"), static_cast<double>(training_.memory_bytes()) / (1 << 20)));
-  progress_.note(fmt::format("{} of {} of {} tokens: {:.2f} epochs of {} tokens",
-                             plural(config_.steps, "step"), plural(config_.batch_size, "sequence"),
-                             config_.model.context_length, training_.epochs(config_.steps),
-                             count_text(dataset_.split("train").size())));
+      "{} of {} of {} tokens: {:.2f} epochs of {} tokens", plural(config_.steps, "step"),
+      plural(config_.batch_size, "sequence"), config_.model.context_length,
+      sampler(config_, dataset_).epoch(config_.steps), count_text(dataset_.split("train").size())));
   for (const std::string& text : start.notes) progress_.note(text);
   if (start.checkpoint) {
     progress_.note(fmt::format("{} {}",

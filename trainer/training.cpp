@@ -27,30 +27,44 @@ BatchPlan batch_plan(const TrainConfig& config, const Communicator& communicator
           communicator.rank(), communicator.size(),     config.virtual_workers};
 }
 
+Sampler sampler(const TrainConfig& config, const Dataset& dataset) {
+  return {dataset.split("train").size(), config.model.context_length, config.batch_size,
+          config.seed};
+}
+
+Transformer::Options model_options(const TrainConfig& config, int64_t padded_size) {
+  return {.device = config.device,
+          .precision = config.precision,
+          .micro_batch_size = config.micro_batch_size,
+          .recompute = config.recompute,
+          .seed = config.seed,
+          .padded_size = padded_size};
+}
+
 Training::Training(const TrainConfig& config, Communicator& communicator, const Dataset& dataset,
                    const Start& start, const std::atomic<bool>& stop_requested)
+    : Training(config, communicator,
+               std::make_unique<BatchLoader>(dataset.split("train"), sampler(config, dataset),
+                                             batch_plan(config, communicator)),
+               stop_requested) {
+  load(start);
+}
+
+Training::Training(const TrainConfig& config, Communicator& communicator,
+                   std::unique_ptr<BatchSource> batches, const std::atomic<bool>& stop_requested)
     : config_(config),
       communicator_(communicator),
       sharding_(sharding(config, communicator)),
-      sampler_(dataset.split("train").size(), config.model.context_length, config.batch_size,
-               config.seed),
-      loader_(dataset.split("train"), sampler_, batch_plan(config, communicator)),
+      batches_(std::move(batches)),
       schedule_(config.schedule, config.steps),
       scaler_(loss_scaler(config)),
-      model_(config.model, {.device = config.device,
-                            .precision = config.precision,
-                            .micro_batch_size = config.micro_batch_size,
-                            .recompute = config.recompute,
-                            .seed = config.seed,
-                            .padded_size = sharding_.padded_size()}),
+      model_(config.model, model_options(config, sharding_.padded_size())),
       reducer_(communicator, model_.stream(), model_.padded_gradients(), sharding_,
                model_.table().group_ranges(), config.gradient_dtype),
       optimizer_(model_.table(), config.optimizer, model_.weights(), sharding_.updated()),
-      step_(model_, loader_, sharding_, reducer_, optimizer_, scaler_, schedule_,
+      step_(model_, *batches_, sharding_, reducer_, optimizer_, scaler_, schedule_,
             {config.optimizer.clip_norm, config.optimizer.clip_value}, communicator,
-            stop_requested) {
-  load(start);
-}
+            stop_requested) {}
 
 void Training::load(const Start& start) {
   Stream& stream = model_.stream();
@@ -95,10 +109,10 @@ std::vector<CheckpointSlice> Training::shard() {
   return slices;
 }
 
-int64_t Training::memory_bytes() const {
-  const Transformer::Memory model = model_.memory();
-  return model.weights + model.gradients + model.activations + optimizer_.memory_bytes() +
-         reducer_.memory_bytes();
+Training::Memory Training::memory() const {
+  return {.model = model_.memory(),
+          .optimizer = optimizer_.memory_bytes(),
+          .reduction = reducer_.memory_bytes()};
 }
 
 }  // namespace lockstep

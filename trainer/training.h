@@ -1,5 +1,6 @@
 #pragma once
 #include <atomic>
+#include <memory>
 #include <vector>
 
 #include "checkpoints/checkpoint.h"
@@ -17,14 +18,24 @@ class Training {
   // given must outlive it.
   Training(const TrainConfig& config, Communicator& communicator, const Dataset& dataset,
            const Start& start, const std::atomic<bool>& stop_requested);
+  // Of batches from anywhere, and with weights of zero: for a Rehearsal.
+  Training(const TrainConfig& config, Communicator& communicator,
+           std::unique_ptr<BatchSource> batches, const std::atomic<bool>& stop_requested);
 
   StepResult step() { return step_.run(state_); }
 
   const TrainerState& state() const { return state_; }
   Transformer& model() { return model_; }
-  const BatchPlan& plan() const { return loader_.plan(); }
-  double epochs(int64_t steps) const { return sampler_.epoch(steps); }
-  int64_t memory_bytes() const;
+  const BatchPlan& plan() const { return batches_->plan(); }
+
+  // Bytes of the memory of the device that computes.
+  struct Memory {
+    Transformer::Memory model;
+    int64_t optimizer = 0;  // moments, and master weights where they are not the model's
+    int64_t reduction = 0;  // gradients that wait or travel
+    int64_t total() const { return model.total() + optimizer + reduction; }
+  };
+  Memory memory() const;
 
   // The shard of weights and moments that this worker writes, also where it updates everything;
   // as the steps so far have left it.
@@ -36,8 +47,7 @@ class Training {
   const TrainConfig& config_;
   Communicator& communicator_;
   Sharding sharding_;
-  Sampler sampler_;
-  BatchLoader loader_;
+  std::unique_ptr<BatchSource> batches_;
   LrSchedule schedule_;
   LossScaler scaler_;
   Transformer model_;
@@ -49,5 +59,9 @@ class Training {
 
 // How config's global batch is dealt to the workers.
 BatchPlan batch_plan(const TrainConfig& config, const Communicator& communicator);
+// The order in which config's run goes through the training split.
+Sampler sampler(const TrainConfig& config, const Dataset& dataset);
+// What the model is made with; padded_size as Sharding has it.
+Transformer::Options model_options(const TrainConfig& config, int64_t padded_size);
 
 }  // namespace lockstep

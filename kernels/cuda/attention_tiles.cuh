@@ -56,6 +56,14 @@ struct AttentionSizes {
   __device__ int group() const { return num_heads / num_kv_heads; }
 };
 
+// FLOPs of one product over all heads: of each query with the keys up to its own, which causality
+// makes about half of the square, or of as many weights with values.
+inline double product_flops(const AttentionSizes& sizes, int64_t position) {
+  const auto tokens = static_cast<double>(sizes.tokens);
+  const double pairs = tokens * static_cast<double>(position) + tokens * (tokens + 1) / 2;
+  return 2.0 * static_cast<double>(sizes.sequences) * sizes.num_heads * sizes.head_dim * pairs;
+}
+
 // What a block owns: a tile of rows of one head of one sequence. Blocks of one tile of all heads
 // follow each other.
 struct BlockRows {

@@ -13,6 +13,7 @@
 #include "core/cuda_runtime.h"
 #include "core/device.h"
 #include "core/dtype.h"
+#include "core/tensor.h"
 
 // What the kernels in CUDA share. Each .cu compiles two ways from one source: by nvcc, and by the
 // C++ compiler for the emulated device (docs/cuda_backend.md). So: no <<<>>> but launch(), no
@@ -23,10 +24,12 @@ inline constexpr int kWarpSize = 32;
 inline constexpr unsigned kWholeWarp = 0xffffffffu;
 
 // Enqueues kernel(args...) over grid x block threads, with shared_bytes of dynamic_shared().
+// `work`: what it must do at least, whatever it does to get there.
 template <class... Parameters, class... Args>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes,
-            Stream& stream, Args&&... args) {
+void launch(const Work& work, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            int64_t shared_bytes, Stream& stream, Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (stream.note(work)) return;
   const auto native = static_cast<cudaStream_t>(stream.native());
 #ifdef __CUDACC__
   if (shared_bytes > 48 * 1024) {
@@ -57,6 +60,12 @@ __device__ T* dynamic_shared() {
 #else
   return static_cast<T*>(cuda_emulation::dynamic_shared());
 #endif
+}
+
+// The bytes of all these together. What is both read and written counts twice.
+template <class... Tensors>
+double bytes_of(const Tensors&... x) {
+  return (0.0 + ... + (x.empty() ? 0.0 : static_cast<double>(x.size_bytes())));
 }
 
 // Blocks of `each` that cover n.

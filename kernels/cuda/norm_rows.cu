@@ -34,7 +34,10 @@ __global__ void __launch_bounds__(kWarpSize* kGroups)
 void add_partials(float* first, float* second, const float* partials, int64_t blocks,
                   int64_t channels, Stream& stream) {
   if (blocks == 0) return;
-  launch(add_partials_kernel, dim3(blocks_for(channels, kWarpSize), second == nullptr ? 1 : 2),
+  const int sums = second == nullptr ? 1 : 2;
+  // The sums themselves are read and written.
+  launch({"norm_partial_sums", partial_bytes(blocks + 2, sums, channels)}, add_partials_kernel,
+         dim3(blocks_for(channels, kWarpSize), static_cast<unsigned>(sums)),
          dim3(kWarpSize, kGroups), 0, stream, first, second, partials, blocks, channels);
 }
 

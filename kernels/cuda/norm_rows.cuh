@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/packs.cuh"
+#include "kernels/cuda/workspace.h"
 
 // What the normalisations of rows share. A team of threads has a row: a warp where that suffices,
 // else a block. Each thread keeps its packs of the row in registers, so that memory is read once;
@@ -179,10 +180,9 @@ void with_row_share(int64_t channels, F f) {
 // How rows are shared out over the blocks of a backward pass: enough blocks for every processor
 // that there is, few enough for the partial sums to stay small beside the rows.
 struct RowBlocks {
-  static constexpr int64_t kMost = 1024;
   int64_t rows_each, count;  // rows_each: the same number for each team
   RowBlocks(int64_t rows, int64_t teams) {
-    const int64_t rows_of_team = std::max<int64_t>(1, divided_up(rows, kMost * teams));
+    const int64_t rows_of_team = std::max<int64_t>(1, divided_up(rows, kMostRowBlocks * teams));
     rows_each = rows_of_team * teams;
     count = divided_up(rows, rows_each);
   }
@@ -190,6 +190,11 @@ struct RowBlocks {
  private:
   static int64_t divided_up(int64_t n, int64_t each) { return (n + each - 1) / each; }
 };
+
+// Of the partial sums that `blocks` leave, `sums` rows of channels each.
+inline double partial_bytes(int64_t blocks, int64_t sums, int64_t channels) {
+  return static_cast<double>(blocks * sums * channels * size_bytes(DType::fp32));
+}
 
 // first[c] += sum over blocks b of partials[b, 0, c], in a fixed order, and second[c] likewise of
 // partials[b, 1, c]; partials (blocks, 2, channels), or (blocks, 1, channels) without `second`.

@@ -1,0 +1,65 @@
+#include "comm/rehearsed_communicator.h"
+
+#include "core/check.h"
+
+namespace lockstep {
+namespace {
+
+class RehearsedCommunicator : public Communicator {
+ public:
+  RehearsedCommunicator(int rank, int workers) : rank_(rank), workers_(workers) {
+    CHECK(0 <= rank && rank < workers);
+  }
+
+  int rank() const override { return rank_; }
+  int size() const override { return workers_; }
+
+  void all_reduce(const Tensor& data, ReduceOp, Stream& stream) override {
+    note("all_reduce", 2 * share_of_others(data), stream);  // a reduce-scatter and an all-gather
+  }
+  void all_gather(const Tensor& data, Stream& stream) override {
+    note("all_gather", share_of_others(data), stream);
+  }
+  void reduce_scatter(const Tensor&, const Tensor& data, Stream& stream) override {
+    note("reduce_scatter", share_of_others(data), stream);
+  }
+  void all_to_all(const Tensor&, const Tensor& data, Stream& stream) override {
+    note("all_to_all", share_of_others(data), stream);
+  }
+  void broadcast(const Tensor& data, int, Stream& stream) override {
+    note("broadcast", workers_ == 1 ? 0 : static_cast<double>(data.size_bytes()), stream);
+  }
+
+  void all_reduce(double*, int64_t, ReduceOp) override {}
+  void broadcast(std::string&, int) override {}
+  std::vector<std::string> gather(const std::string& text) override {
+    return rank_ == 0 ? std::vector<std::string>(static_cast<size_t>(workers_), text)
+                      : std::vector<std::string>();
+  }
+  void barrier() override {}
+  std::unique_ptr<Communicator> duplicate() override {
+    return rehearsed_communicator(rank_, workers_);
+  }
+  void set_purpose(const std::string&) override {}
+  void set_deadline(double) override {}
+  void cancel() override {}
+
+ private:
+  // Of data (workers * n): what goes to the others, or passes this worker in a ring.
+  double share_of_others(const Tensor& data) const {
+    return static_cast<double>(data.size_bytes()) * (workers_ - 1) / workers_;
+  }
+  void note(std::string_view name, double bytes, Stream& stream) const {
+    if (workers_ > 1) stream.note({name, bytes, 0, Unit::link});
+  }
+
+  int rank_, workers_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> rehearsed_communicator(int rank, int workers) {
+  return std::make_unique<RehearsedCommunicator>(rank, workers);
+}
+
+}  // namespace lockstep
