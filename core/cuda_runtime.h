@@ -30,6 +30,7 @@ bool event_passed(void* event);
 int device_count();  // 0 where there is no driver
 void set_device(int index);
 Gpu properties(int index);
+CudaVersions versions();  // driver 0 where there is none
 
 // Throws DeviceError when `code`, a cudaError_t, is not success.
 void check(int code, std::string_view operation);

@@ -64,7 +64,7 @@ class Event {
   void record(const Stream& stream);
   // Returns when what was marked has run; at once when nothing was.
   void synchronize() const;
-  bool passed() const;  // whether synchronize() would return at once
+  bool passed() const;                      // whether synchronize() would return at once
   void* native() const { return native_; }  // a cudaEvent_t; null on the CPU
 
  private:
@@ -82,5 +82,18 @@ struct Gpu {
   int64_t memory_bytes = 0;
 };
 Gpu this_gpu(int index);
+
+// Of a library: what this program was compiled against, and what is loaded; "" when unknown.
+struct LibraryVersion {
+  std::string built, loaded;
+};
+
+// Versions as CUDA counts them: 1000 * major + 10 * minor.
+struct CudaVersions {
+  int driver = 0;         // the newest runtime that the driver serves; 0: no driver is loaded
+  int runtime_built = 0;  // that this program was compiled against; 0: a build without CUDA
+  int runtime = 0;        // that is loaded
+};
+CudaVersions cuda_versions();
 
 }  // namespace lockstep

@@ -8,6 +8,9 @@
 // Where and how to compute: the options that generate, evaluate and train share.
 namespace lockstep::launch {
 
+// GPUs of this architecture and newer are used: A100, RTX 30.
+inline constexpr int kOldestArchitecture = 80;  // 10 * major + minor of the compute capability
+
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class PrecisionChoice { automatic, fp32, bf16, fp16 };
 
@@ -34,13 +37,14 @@ void check_device(DeviceChoice device);
 // not outlive it. Collective.
 std::unique_ptr<Communicator> device_communicator(Device device, Communicator& world);
 
-// The device to compute on (auto: GPUs where every worker has one), which is made ready: each worker
-// takes the GPU of its place among the workers of its host. Throws DeviceError when there are fewer,
-// unless they may be shared, and when one is too old. Collective where there is a session.
+// The device to compute on (auto: GPUs where every worker has one), which is made ready: each
+// worker takes the GPU of its place among the workers of its host. Throws DeviceError when there
+// are fewer, unless they may be shared, and when one is too old. Collective where there is a
+// session.
 Device start_device(const MachineOptions& options, MpiSession* session);
 
-// auto: bf16 where every worker multiplies it faster than fp32, else fp32. Collective where there is
-// a session.
+// auto: bf16 where every worker multiplies it faster than fp32, else fp32. Collective where there
+// is a session.
 bool fast_bf16(Device device, MpiSession* session);
 DType resolve_precision(PrecisionChoice precision, bool fast_bf16);
 
