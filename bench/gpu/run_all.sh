@@ -81,6 +81,10 @@ left_out() { echo "| $1 | left out: $2 | | |" | tee -a "$summary" >&2; }
 # 1. What is here.
 part doctor 300 "$lockstep" doctor
 part doctor_json 300 "$lockstep" doctor --json
+grep -q '"gpus":\[{' "$output/doctor_json.log" || {
+  echo "the program sees no GPU, so nothing else was run; $output/doctor.log says why" | tee -a "$summary" >&2
+  exit 4
+}
 
 # 2. Every kernel against its twin on the CPU.
 part kernels 3600 "$tests" --gtest_brief=1
