@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The training step of train_cpu.sh as a PyTorch user would write it: prints seconds a step.
+"""The training step of train_cpu.sh and gpu/run_all.sh as a PyTorch user would write it: prints seconds a step.
 
 A GPT-2-style model (learned positions, layernorm, biases, tied output, gelu_tanh) with
 scaled_dot_product_attention, gradient-norm clipping and fused AdamW, on random tokens. Prints one
@@ -64,20 +64,23 @@ def main():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
 
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     model = Gpt2(args.vocab_size, args.context_length, args.layers, args.hidden_size, args.heads)
+    model.to(args.device)
     run = torch.compile(model) if args.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95),
                                   weight_decay=0.1, fused=True)
     stream = torch.randint(args.vocab_size, (64, args.batch_size, args.context_length + 1))
+    stream = stream.to(args.device)
     seconds = []
     for step in range(args.warmup + args.steps):
         batch = stream[step % len(stream)]
         begin = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16"):
             loss = run(batch[:, :-1], batch[:, 1:])
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

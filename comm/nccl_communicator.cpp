@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <mutex>
@@ -172,8 +173,8 @@ class NcclCommunicator : public Communicator {
     host_.set_deadline(seconds);
   }
   void cancel() override {
-    fail(fmt::format("an operation {} was cancelled: another part of this worker failed",
-                     purpose_));
+    fail(
+        fmt::format("an operation {} was cancelled: another part of this worker failed", purpose_));
   }
 
  private:
@@ -232,8 +233,8 @@ class NcclCommunicator : public Communicator {
     changed_.notify_all();
   }
 
-  // The host's communicator, unless NCCL failed: what it then says of itself is worth more than that
-  // the peers do not come.
+  // The host's communicator, unless NCCL failed: what it then says of itself is worth more than
+  // that the peers do not come.
   Communicator& working_host() {
     throw_if_failed();
     host_.set_purpose(purpose_);
@@ -322,6 +323,21 @@ class NcclCommunicator : public Communicator {
 std::unique_ptr<Communicator> nccl_communicator(Communicator& host) {
   constexpr double kDeadline = 600;  // until set_deadline says otherwise
   return std::make_unique<NcclCommunicator>(host, kDeadline);
+}
+
+void let_workers_share_gpus(int rank) {
+  constexpr int kKeepTheUsers = 0;
+  setenv("NCCL_HOSTID", fmt::format("lockstep-worker-{}", rank).c_str(), kKeepTheUsers);
+}
+
+LibraryVersion nccl_version() {
+  // NCCL counts 10000 * major + 100 * minor + patch, since its version 2.9.
+  const auto text = [](int version) {
+    return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+  };
+  int loaded = 0;
+  const bool known = ncclGetVersion(&loaded) == ncclSuccess;
+  return {text(NCCL_VERSION_CODE), known ? text(loaded) : ""};
 }
 
 }  // namespace lockstep

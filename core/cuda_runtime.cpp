@@ -128,4 +128,14 @@ Gpu properties(int index) {
   return {found.name, 10 * found.major + found.minor, static_cast<int64_t>(found.totalGlobalMem)};
 }
 
+CudaVersions versions() {
+  CudaVersions found;
+  found.runtime_built = CUDART_VERSION;
+  check(cudaRuntimeGetVersion(&found.runtime), "asking for the runtime's version");
+  if (cudaDriverGetVersion(&found.driver) == cudaSuccess) return found;
+  static_cast<void>(cudaGetLastError());  // a driver that cannot even say its version is none
+  found.driver = 0;
+  return found;
+}
+
 }  // namespace lockstep::cuda

@@ -32,6 +32,7 @@ int device_count();  // 0 where there is no driver
 void set_device(int index);
 int current_device();
 Gpu properties(int index);
+CudaVersions versions();  // driver 0 where there is none
 
 // Throws DeviceError when `code`, a cudaError_t, is not success.
 void check(int code, std::string_view operation);

@@ -157,4 +157,10 @@ Gpu this_gpu([[maybe_unused]] int index) {
   return gpu;
 }
 
+CudaVersions cuda_versions() {
+  CudaVersions found;
+  if constexpr (kCudaIsBuilt) found = cuda::versions();
+  return found;
+}
+
 }  // namespace lockstep

@@ -100,4 +100,17 @@ struct Gpu {
 };
 Gpu this_gpu(int index);
 
+// Of a library: what this program was compiled against, and what is loaded; "" when unknown.
+struct LibraryVersion {
+  std::string built, loaded;
+};
+
+// Versions as CUDA counts them: 1000 * major + 10 * minor.
+struct CudaVersions {
+  int driver = 0;         // the newest runtime that the driver serves; 0: no driver is loaded
+  int runtime_built = 0;  // that this program was compiled against; 0: a build without CUDA
+  int runtime = 0;        // that is loaded
+};
+CudaVersions cuda_versions();
+
 }  // namespace lockstep

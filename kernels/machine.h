@@ -15,4 +15,7 @@ double measured_product_rate(DType dtype, Device device = Device::cpu);
 // The library that computes matrix products, and its version: "oneDNN 2.6.3".
 std::string product_library();
 
+// cuBLASLt, which computes them on GPUs: "13.1.0". Defined in a build with CUDA only.
+LibraryVersion cublaslt_version();
+
 }  // namespace lockstep::kernels

@@ -63,9 +63,6 @@ void check_device(DeviceChoice device) {
 
 namespace {
 
-// CUDA code is built for these and newer.
-constexpr int kOldestArchitecture = 80;  // 10 * major + minor: A100, RTX 30
-
 bool all_have_gpus(MpiSession* session) {
   double there = cuda_device_count() > 0 ? 1 : 0;
   if (session != nullptr) session->world().all_reduce(&there, 1, ReduceOp::min);
@@ -102,6 +99,9 @@ Device start_device(const MachineOptions& options, MpiSession* session) {
       check_device(options.device);
       take_gpu(options.share_gpu, session->local_rank(), session->local_size());
     });
+    if constexpr (kCudaIsBuilt) {
+      if (session->local_size() > cuda_device_count()) let_workers_share_gpus(session->rank());
+    }
   }
   return Device::cuda;
 }

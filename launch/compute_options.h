@@ -8,6 +8,9 @@
 // Where and how to compute: the options that generate, evaluate and train share.
 namespace lockstep::launch {
 
+// GPUs of this architecture and newer are used: A100, RTX 30.
+inline constexpr int kOldestArchitecture = 80;  // 10 * major + minor of the compute capability
+
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class PrecisionChoice { automatic, fp32, bf16, fp16 };
 

@@ -27,7 +27,17 @@ if [ -z "$text" ]; then
   launch/setup.sh dict-gcide
   text=/usr/share/dictd/gcide.dict.dz
 fi
-launch/build.sh build -DLOCKSTEP_TESTS=OFF >&2
+options=(-DLOCKSTEP_TESTS=OFF)
+# CUDA only for a GPU that is here, as nvcc takes minutes. A folder that is configured keeps its choice.
+if [ ! -f build/CMakeCache.txt ]; then
+  architecture=$(launch/gpu_architecture.sh)
+  if [ -z "$architecture" ]; then
+    options+=(-DLOCKSTEP_CUDA=OFF)
+  elif command -v "${CUDACXX:-nvcc}" >/dev/null; then
+    options+=("-DCMAKE_CUDA_ARCHITECTURES=$architecture")
+  fi
+fi
+launch/build.sh build "${options[@]}" >&2
 
 demo=build/demo
 rm -rf "$demo"

@@ -6,6 +6,7 @@
 #include "kernels/matmul.h"
 #include "launch/command.h"
 #include "launch/findings.h"
+#include "launch/gpus.h"
 #include "launch/machine.h"
 #include "launch/measure.h"
 #include "launch/text.h"
@@ -47,6 +48,7 @@ json examine(MpiSession& session, const std::filesystem::path& folder) {
   worker["bf16_flops"] = kernels::measured_product_rate(DType::bf16);
   session.world().barrier();
   worker["memory_bytes_per_second"] = memory_rate();
+  worker["cuda"] = examine_gpus(session);
   if (session.size() > 1) {
     worker["all_reduce_bytes_per_second"] = all_reduce_rate(session.world());
   }
@@ -64,6 +66,7 @@ json examine(MpiSession& session, const std::filesystem::path& folder) {
 
 struct Totals {
   double fp32_flops = 0, bf16_flops = 0, memory_rate = 0;
+  double gpu_fp32_flops = 0, gpu_bf16_flops = 0;  // of the workers that have a GPU
 };
 
 Totals totals(const json& workers) {
@@ -72,18 +75,34 @@ Totals totals(const json& workers) {
     sum.fp32_flops += worker["fp32_flops"].get<double>();
     sum.bf16_flops += worker["bf16_flops"].get<double>();
     sum.memory_rate += worker["memory_bytes_per_second"].get<double>();
+    sum.gpu_fp32_flops += worker["cuda"].value("fp32_flops", 0.0);
+    sum.gpu_bf16_flops += worker["cuda"].value("bf16_flops", 0.0);
   }
   return sum;
 }
 
-// What a training step keeps of the rate of its matrix products, as measured on GPT-2 124M: the
-// rest goes to attention, normalisation and the optimizer.
+// Where and in what precision the workers would train by themselves, and what that gives.
+struct Outlook {
+  bool cuda = false, bf16 = false;
+  double flops = 0;  // matrix products of all workers together
+};
+
+Outlook outlook(const json& workers) {
+  const Totals sum = totals(workers);
+  if (all_have_gpus(workers)) return {true, true, sum.gpu_bf16_flops};
+  const bool bf16 = workers[0]["fast_bf16"].get<bool>();
+  return {false, bf16, bf16 ? sum.bf16_flops : sum.fp32_flops};
+}
+
+// What a training step keeps of the rate of its matrix products on a CPU, as measured on GPT-2
+// 124M: the rest goes to attention, normalisation and the optimizer. On GPUs there is no such
+// measurement, so all of it: a bound that no step exceeds.
 constexpr double kShareOfProducts = 0.5;
 
-double expected_tokens_per_second(const std::string& preset_name, double flops) {
+double expected_tokens_per_second(const std::string& preset_name, const Outlook& there) {
   ModelConfig model = preset(preset_name);
   model.vocab_size = 50257;
-  return kShareOfProducts * flops / training_flops_per_token(model);
+  return (there.cuda ? 1 : kShareOfProducts) * there.flops / training_flops_per_token(model);
 }
 
 json summary(const json& workers, const std::vector<Finding>& findings) {
@@ -93,16 +112,21 @@ json summary(const json& workers, const std::vector<Finding>& findings) {
     problems.push_back(
         {{"prevents_training", finding.fatal}, {"what", finding.what}, {"mend", finding.mend}});
   }
-  const bool bf16 = workers[0]["fast_bf16"].get<bool>();
-  return {{"workers", workers},
-          {"fp32_flops", sum.fp32_flops},
-          {"bf16_flops", sum.bf16_flops},
-          {"memory_bytes_per_second", sum.memory_rate},
-          {"precision", bf16 ? "bf16" : "fp32"},
-          {"gpt2_124m_tokens_per_second",
-           expected_tokens_per_second("gpt2-124m", bf16 ? sum.bf16_flops : sum.fp32_flops)},
-          {"cuda", false},
-          {"problems", problems}};
+  const Outlook there = outlook(workers);
+  json report = {{"workers", workers},
+                 {"fp32_flops", sum.fp32_flops},
+                 {"bf16_flops", sum.bf16_flops},
+                 {"memory_bytes_per_second", sum.memory_rate},
+                 {"device", there.cuda ? "cuda" : "cpu"},
+                 {"precision", there.bf16 ? "bf16" : "fp32"},
+                 {"gpt2_124m_tokens_per_second", expected_tokens_per_second("gpt2-124m", there)},
+                 {"cuda", kCudaIsBuilt},
+                 {"problems", problems}};
+  if (sum.gpu_bf16_flops > 0) {
+    report["gpu_fp32_flops"] = sum.gpu_fp32_flops;
+    report["gpu_bf16_flops"] = sum.gpu_bf16_flops;
+  }
+  return report;
 }
 
 void line(const char* name, const std::string& text) { fmt::print("{:<16}{}\n", name, text); }
@@ -129,8 +153,7 @@ void print_hosts(const json& workers) {
     const int threads = worker["threads"];
     line("  workers", fmt::format("{}, {} thread{}{}", count, threads, threads == 1 ? "" : "s",
                                   count > 1 ? " each" : ""));
-    line("  GPU", worker["gpu"].get<bool>() ? "there is one, but this build has no CUDA"
-                                            : "none; this build has no CUDA");
+    print_gpus(worker);
   }
 }
 
@@ -140,6 +163,15 @@ void print_libraries(const json& worker) {
   line("  MPI", worker["mpi"]);
   line("  products", worker["product_library"]);
   line("  HDF5", worker["hdf5"]);
+  const json& cuda = worker["cuda"];
+  if (!cuda["built"].get<bool>()) return;
+  const auto versions = [](const std::string& loaded, const std::string& built) {
+    return loaded == built ? loaded : fmt::format("{} (built with {})", loaded, built);
+  };
+  line("  CUDA runtime",
+       versions(cuda_version_text(cuda["runtime"]), cuda_version_text(cuda["runtime_built"])));
+  line("  cuBLASLt", versions(cuda["cublaslt"]["loaded"], cuda["cublaslt"]["built"]));
+  line("  NCCL", versions(cuda["nccl"]["loaded"], cuda["nccl"]["built"]));
 }
 
 void print_rates(const json& workers) {
@@ -154,6 +186,11 @@ void print_rates(const json& workers) {
                        ? ""
                        : " (no fast instruction here: bf16 is rounded, and multiplied as fp32)"));
   line("  memory", fmt::format("{:.1f} GB/s read", sum.memory_rate / 1e9));
+  if (sum.gpu_bf16_flops > 0) {
+    // An emulated device reaches thousandths of a TFLOP/s.
+    line("  GPU products", fmt::format("fp32 {:.4g}, bf16 {:.4g} TFLOP/s",
+                                       sum.gpu_fp32_flops / 1e12, sum.gpu_bf16_flops / 1e12));
+  }
   if (count > 1) {
     line("  all-reduce", fmt::format("{:.2f} GB/s of gradients, 32 MiB at a time",
                                      first["all_reduce_bytes_per_second"].get<double>() / 1e9));
@@ -166,16 +203,17 @@ void print_rates(const json& workers) {
   }
 }
 
-void print_meaning(const json& report) {
-  const double flops = report[report["precision"] == "bf16" ? "bf16_flops" : "fp32_flops"];
+void print_meaning(const json& workers) {
+  const Outlook there = outlook(workers);
   fmt::print("what that means\n");
+  line("  device", fmt::format("--device auto trains on {} here", there.cuda ? "GPUs" : "CPUs"));
   line("  precision",
-       fmt::format("--precision auto trains in {} here", report["precision"].get<std::string>()));
+       fmt::format("--precision auto trains in {} here", there.bf16 ? "bf16" : "fp32"));
   for (const char* name : {"gpt2-124m", "llama-1b"}) {
-    const double rate = expected_tokens_per_second(name, flops);
+    const double rate = expected_tokens_per_second(name, there);
     line(fmt::format("  {}", name).c_str(),
-         fmt::format("about {:.{}f} tokens/s, {:.{}f} million a day", rate, rate < 10 ? 1 : 0,
-                     rate * 86400 / 1e6, rate < 10 ? 2 : 1));
+         fmt::format("{} {:.{}f} tokens/s, {:.{}f} million a day", there.cuda ? "at most" : "about",
+                     rate, rate < 10 ? 1 : 0, rate * 86400 / 1e6, rate < 10 ? 2 : 1));
   }
 }
 
@@ -220,7 +258,7 @@ ExitCode run_doctor(const Arguments& arguments, MpiSession* session) {
       print_hosts(workers);
       print_libraries(workers[0]);
       print_rates(workers);
-      print_meaning(report);
+      print_meaning(workers);
       print_findings(findings);
     }
   }

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "comm/mpi_session.h"
+#include "launch/gpus.h"
 #include "launch/text.h"
 
 namespace lockstep::launch {
@@ -81,10 +82,21 @@ void find_in_host(const std::string& host, const std::vector<json>& workers,
                                     size_text(first["shared_memory_bytes"]), count),
                         "mount -o remount,size=1g /dev/shm, or docker run --shm-size=1g"});
   }
-  if (first["gpu"].get<bool>()) {
-    findings.push_back(
-        {false, fmt::format("{}: it has an NVIDIA GPU that this build cannot use", host), ""});
+  find_in_gpus(host, workers, findings);
+}
+
+// Names of two GPUs that workers compute on and that are of different kinds; or twice the same.
+std::pair<std::string, std::string> differing_gpus(const json& workers) {
+  std::string first;
+  for (const json& worker : workers) {
+    const json& cuda = worker["cuda"];
+    const int index = cuda["gpu"];
+    if (index < 0) continue;
+    const std::string name = cuda["gpus"][static_cast<size_t>(index)]["name"];
+    if (first.empty()) first = name;
+    if (name != first) return {first, name};
   }
+  return {first, first};
 }
 
 // Workers must be the same program, and want the same instructions.
@@ -104,6 +116,13 @@ void find_between_workers(const json& workers, std::vector<Finding>& findings) {
       findings.push_back({true, fmt::format("the hosts have different versions: {}", values),
                           "install the same on all, or start the same program from a shared disk"});
     }
+  }
+  if (const auto [one, other] = differing_gpus(workers); one != other) {
+    findings.push_back({false,
+                        fmt::format("the GPUs differ ({}, {}): the slowest sets the pace, and bits "
+                                    "are the same only among GPUs of one kind",
+                                    one, other),
+                        "ask the batch system for hosts of one kind"});
   }
   if (const auto values = differ("instruction_set"); !values.empty()) {
     findings.push_back(

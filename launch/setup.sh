@@ -14,6 +14,10 @@ packages=(
   "$@"
 )
 
+# Fibers of the emulated device, which tests the CUDA side where that is built.
+has_nvcc() { command -v "${CUDACXX:-nvcc}" >/dev/null; }
+! has_nvcc || packages+=(libboost-context-dev)
+
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
 # Away from Debian: a header or command that shows each library, and its usual name.
@@ -30,6 +34,7 @@ name_what_is_missing() {
   need_command python3 "Python 3, with h5py and NumPy for the tests"
   need_header dnnl.hpp "oneDNN 2.6 or newer"
   need_header boost/program_options.hpp "Boost.Program_options 1.74 or newer"
+  ! has_nvcc || need_header boost/context/fiber.hpp "Boost.Context 1.74 or newer"
   need_header nlohmann/json.hpp "nlohmann-json 3.11"
   need_header fmt/format.h "fmt 9"
   need_header spdlog/spdlog.h "spdlog 1.10"

@@ -2,7 +2,8 @@
 # Installs what is missing, builds, and runs the tests.
 #
 #   tests/run.sh              every test that this machine can run
-#   tests/run.sh LABEL        one kind: unit, mpi, crash, launch
+#   tests/run.sh LABEL        one kind: unit, mpi, crash, launch; where nvcc is also emulated (the CUDA
+#                             side on the CPU) and gpu (skipped without one)
 #   tests/run.sh determinism  the same bits in every combination of workers and threads; half an hour
 #   tests/run.sh sanitize     the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 set -euo pipefail
@@ -11,6 +12,11 @@ label=${1:-}
 
 folder=build
 options=(-DLOCKSTEP_TESTS=ON)
+if command -v "${CUDACXX:-nvcc}" >/dev/null; then
+  # For one architecture, because nvcc takes as long for each: this machine's, or an H100's.
+  architecture=$(launch/gpu_architecture.sh)
+  options+=(-DLOCKSTEP_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=${architecture:-90}")
+fi
 if [ "$label" = sanitize ]; then
   folder=build-sanitize
   options+=(-DLOCKSTEP_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo)

@@ -13,6 +13,23 @@ using nlohmann::json;
 using ::testing::HasSubstr;
 constexpr int64_t kGiB = int64_t{1} << 30;
 
+// What a build without CUDA reports.
+json no_cuda() { return {{"built", false}, {"gpus", json::array()}, {"gpu", -1}}; }
+
+// A host with sound GPUs.
+json cuda(int gpus) {
+  const json h100 = {{"name", "H100"}, {"architecture", 90}, {"memory_bytes", int64_t{80} << 30}};
+  const json version = {{"built", "2.28.9"}, {"loaded", "2.28.9"}};
+  return {{"built", true},
+          {"driver", 13000},
+          {"runtime", 13000},
+          {"runtime_built", 13000},
+          {"cublaslt", version},
+          {"nccl", version},
+          {"gpus", std::vector<json>(static_cast<size_t>(gpus), h100)},
+          {"gpu", gpus > 0 ? 0 : -1}};
+}
+
 // A worker with nothing wrong.
 json worker(int rank, const std::string& host, std::vector<int> cores) {
   return {{"rank", rank},
@@ -27,6 +44,7 @@ json worker(int rank, const std::string& host, std::vector<int> cores) {
           {"memory_free_bytes", 8 * kGiB},
           {"shared_memory_bytes", kGiB},
           {"gpu", false},
+          {"cuda", no_cuda()},
           {"disk_folder", "/data"},
           {"disk_free_bytes", 100 * kGiB}};
 }
@@ -96,7 +114,76 @@ TEST(Findings, TooLittleSharedMemoryForSeveralWorkersAlone) {
 TEST(Findings, AGpuThatThisBuildCannotUse) {
   json workers = two_workers();
   workers[0]["gpu"] = true;
-  expect_one(workers, "NVIDIA GPU", "", false);
+  expect_one(workers, "NVIDIA GPU", "-DLOCKSTEP_CUDA=ON", false);
+}
+
+// Two workers of one host with CUDA.
+json two_workers_with(const json& report) {
+  json workers = two_workers();
+  for (json& w : workers) {
+    w["cuda"] = report;
+    w["gpu"] = !report["gpus"].empty();
+  }
+  return workers;
+}
+
+TEST(Findings, NothingIsWrongWithAGpuAWorker) {
+  EXPECT_TRUE(problems(two_workers_with(cuda(2))).empty());
+}
+
+TEST(Findings, CudaWithoutADriver) {
+  json report = cuda(0);
+  report["driver"] = 0;
+  json workers = two_workers_with(report);
+  expect_one(workers, "a: no NVIDIA driver is loaded: it computes on its CPUs", "driver", false);
+  workers[0]["gpu"] = true;
+  expect_one(workers, "loaded, though there is a GPU", "--gpus all", false);
+}
+
+TEST(Findings, ADriverThatIsOlderThanTheRuntime) {
+  json report = cuda(0);
+  report["driver"] = 12080;
+  expect_one(two_workers_with(report), "CUDA 12.8, which is older than the runtime's 13.0",
+             "the CUDA toolkit 12.8", true);
+  report = cuda(2);
+  report["runtime"] = 13010;
+  expect_one(two_workers_with(report), "only code compiled for its GPUs", "driver", false);
+  report["driver"] = 13020;  // newer: nothing to mend
+  EXPECT_TRUE(problems(two_workers_with(report)).empty());
+}
+
+TEST(Findings, ADriverThatShowsNoGpu) {
+  expect_one(two_workers_with(cuda(0)), "CUDA sees no GPU", "CUDA_VISIBLE_DEVICES", false);
+}
+
+TEST(Findings, MoreWorkersThanGpus) {
+  expect_one(two_workers_with(cuda(1)), "a: 2 workers, but 1 GPU", "--share-gpu", true);
+}
+
+TEST(Findings, AGpuOfAnOldArchitecture) {
+  json report = cuda(2);
+  report["gpus"][1]["architecture"] = 75;
+  report["gpus"][1]["name"] = "T4";
+  expect_one(two_workers_with(report), "GPU 1 (T4) is of architecture 7.5; 8.0 or newer", "cpu",
+             true);
+}
+
+TEST(Findings, LibrariesOlderThanThoseBuiltWith) {
+  json report = cuda(2);
+  report["nccl"]["loaded"] = "2.9.28";
+  expect_one(two_workers_with(report), "NCCL 2.9.28 is loaded, older than 2.28.9",
+             "LD_LIBRARY_PATH", false);
+  report["nccl"]["loaded"] = "2.29.0";
+  EXPECT_TRUE(problems(two_workers_with(report)).empty());
+  report["cublaslt"]["loaded"] = "";
+  expect_one(two_workers_with(report), "cuBLASLt of an unknown version", "", false);
+}
+
+TEST(Findings, HostsWithDifferentGpus) {
+  json workers = two_workers_with(cuda(2));
+  workers[1]["host"] = "b";
+  workers[1]["cuda"]["gpus"][0]["name"] = "A100";
+  expect_one(workers, "the GPUs differ (H100, A100)", "one kind", false);
 }
 
 TEST(Findings, HostsThatDiffer) {

@@ -29,12 +29,18 @@ std::string content_of(const fs::path& path) {
 
 Arguments command_line(const Arguments& arguments, const Options& options) {
   Arguments line;
-  if (options.workers > 0) line = {LOCKSTEP_MPIEXEC, "-np", std::to_string(options.workers)};
+  if (!options.environment.empty()) {
+    line = {"/usr/bin/env"};
+    line.insert(line.end(), options.environment.begin(), options.environment.end());
+  }
+  if (options.workers > 0) {
+    line.insert(line.end(), {LOCKSTEP_MPIEXEC, "-np", std::to_string(options.workers)});
+  }
   if (!options.errors_file.empty()) {
     for (const char* part : {"/bin/sh", "-c", "exec \"$@\" 2>\"$0\""}) line.emplace_back(part);
     line.push_back(options.errors_file);
   }
-  line.push_back(LOCKSTEP_PROGRAM);
+  line.push_back(options.emulated ? LOCKSTEP_EMULATED : LOCKSTEP_PROGRAM);
   line.insert(line.end(), arguments.begin(), arguments.end());
   return line;
 }

@@ -15,8 +15,10 @@ struct Options {
   std::string input = {};
   std::filesystem::path output_file = {};  // standard output goes here instead of into Result::out
   std::filesystem::path errors_file =
-      {};                  // errors of the workers go here instead of into Result::err
-  bool as_nobody = false;  // without the rights of root
+      {};                      // errors of the workers go here instead of into Result::err
+  bool as_nobody = false;      // without the rights of root
+  bool emulated = false;       // lockstep-emulated, which sees GPUs, instead of lockstep
+  Arguments environment = {};  // NAME=VALUE, for the program and its workers
 };
 
 struct Result {

@@ -1,0 +1,191 @@
+#include <cmath>
+
+#include "tests/launch/program/world.h"
+
+// What a user of GPUs meets, on the emulated device; and what one meets who has none.
+namespace lockstep::black_box {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+World& world = World::get();
+
+struct Cuda : testing::Test {
+  static Result train(const std::string& name, const Arguments& more, const Options& options) {
+    Arguments arguments = train_arguments(world.data(), world.path(name), {"--steps", "3"});
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run(arguments, options);
+  }
+  static std::vector<double> losses(const std::string& name) {
+    std::vector<double> all;
+    for (const std::string& line : lines_of(read_text(world.path(name) / "metrics.jsonl"))) {
+      all.push_back(json::parse(line).at("loss"));
+    }
+    return all;
+  }
+  static Options gpus(int count, int workers = 0) {
+    return {.workers = workers,
+            .emulated = true,
+            .environment = {"LOCKSTEP_EMULATION_DEVICES=" + std::to_string(count)}};
+  }
+  static json doctor(const Options& options, int code = 0) {
+    const Result result = run({"doctor", "--json"}, options);
+    EXPECT_EQ(result.code, code) << result.err << result.out;
+    return json::parse(result.out);
+  }
+  static bool has_problem(const json& report, const std::string& what) {
+    for (const json& problem : report.at("problems")) {
+      if (problem.at("what").get<std::string>().find(what) != std::string::npos) return true;
+    }
+    return false;
+  }
+};
+
+TEST_F(Cuda, WithoutAGpu) {
+  if (!doctor({})["workers"][0]["cuda"]["gpus"].empty()) GTEST_SKIP() << "there is a GPU here";
+  const std::vector<std::string> message{"--device cuda: CUDA finds no GPU here",
+                                         "'lockstep doctor' tells more"};
+  for (const int workers : {0, 2}) {
+    const Result result = train("nowhere", {"--device", "cuda"}, {.workers = workers});
+    expect_error(result, 4, message);
+    const auto own = lines_of(without_mpirun(result.err));
+    EXPECT_EQ(own.size(), 1u) << result.err;
+  }
+  expect_error(run({"generate", "--checkpoint", world.run(), "--prompt", "x", "--device", "cuda"}),
+               4, message);
+  expect_error(
+      run({"evaluate", "--checkpoint", world.run(), "--data", world.data(), "--device", "cuda"}), 4,
+      message);
+  EXPECT_FALSE(std::filesystem::exists(world.path("nowhere")));
+}
+
+TEST_F(Cuda, MoreWorkersThanGpus) {
+  expect_error(train("crowd", {"--device", "cuda"}, gpus(1, 2)), 4,
+               {"2 workers of this host for 1 GPU:", "one worker a GPU", "--share-gpu"});
+  expect_error(train("crowd", {"--device", "auto"}, gpus(2, 3)), 4,
+               {"3 workers of this host for 2 GPUs:"});
+  EXPECT_FALSE(std::filesystem::exists(world.path("crowd")));
+}
+
+TEST_F(Cuda, WorkersThatShareAGpuGetTheSameBits) {
+  ASSERT_EQ(train("alone", {"--device", "cuda"}, gpus(1)).code, 0);
+  const Result shared = train("shared", {"--device", "cuda", "--share-gpu"}, gpus(1, 2));
+  ASSERT_EQ(shared.code, 0) << shared.err;
+  EXPECT_EQ(losses("alone"), losses("shared"));
+  const Result same =
+      run({"checkpoint", "diff", world.path("alone").string(), world.path("shared").string()});
+  EXPECT_EQ(same.code, 0) << same.out << same.err;
+}
+
+TEST_F(Cuda, TrainsAsTheCpuDoes) {
+  ASSERT_EQ(train("on_cpu", {"--device", "cpu"}, {}).code, 0);
+  ASSERT_EQ(train("on_gpu", {"--device", "cuda"}, gpus(1)).code, 0);
+  const auto cpu = losses("on_cpu"), gpu = losses("on_gpu");
+  ASSERT_EQ(cpu.size(), gpu.size());
+  // Sums of a few hundred terms in fp32, in another order, moved by two updates of 1e-2.
+  for (size_t i = 0; i < cpu.size(); i++) EXPECT_NEAR(cpu[i], gpu[i], 1e-4 * cpu[i]) << i;
+}
+
+// Weights, gradients and moments of 0.4 million parameters fit, the activations of 2,048 tokens do
+// not.
+TEST_F(Cuda, OutOfDeviceMemory) {
+  Options small = gpus(1);
+  small.environment.push_back("LOCKSTEP_EMULATION_MEMORY_MB=16");
+  const Result result = run({"train",
+                             "--data",
+                             world.data(),
+                             "--run",
+                             world.path("too_large"),
+                             "--layers",
+                             "2",
+                             "--heads",
+                             "2",
+                             "--hidden-size",
+                             "128",
+                             "--context-length",
+                             "32",
+                             "--batch-size",
+                             "64",
+                             "--micro-batch-size",
+                             "64",
+                             "--steps",
+                             "1",
+                             "--precision",
+                             "fp32",
+                             "--device",
+                             "cuda"},
+                            small);
+  expect_error(result, 4,
+               {"out of device memory", "of the device's 16.0 MiB are free",
+                "reduce --micro-batch-size", "--recompute"});
+}
+
+TEST_F(Cuda, EvaluatesAsTheCpuDoes) {
+  const Arguments arguments{"evaluate",   "--checkpoint", world.run(), "--data",
+                            world.data(), "--precision",  "fp32",      "--json"};
+  Arguments on_cpu = arguments, on_gpu = arguments;
+  on_cpu.insert(on_cpu.end(), {"--device", "cpu"});
+  on_gpu.insert(on_gpu.end(), {"--device", "cuda"});
+  const Result cpu = run(on_cpu), gpu = run(on_gpu, gpus(1)), two = run(on_gpu, gpus(2, 2));
+  ASSERT_EQ(cpu.code, 0) << cpu.err;
+  ASSERT_EQ(gpu.code, 0) << gpu.err;
+  EXPECT_EQ(gpu.out, two.out);
+  const double expected = json::parse(cpu.out)["loss"], found = json::parse(gpu.out)["loss"];
+  EXPECT_NEAR(found, expected, 1e-5 * expected);  // fp32 sums in another order
+  EXPECT_EQ(json::parse(cpu.out)["tokens"], json::parse(gpu.out)["tokens"]);
+}
+
+TEST_F(Cuda, GeneratesAsTheCpuDoes) {
+  const Arguments arguments{"generate",     "--checkpoint", world.run(),   "--prompt", "The quick",
+                            "--max-tokens", "20",           "--precision", "fp32",     "--greedy"};
+  Arguments on_cpu = arguments, on_gpu = arguments;
+  on_cpu.insert(on_cpu.end(), {"--device", "cpu"});
+  on_gpu.insert(on_gpu.end(), {"--device", "cuda"});
+  const Result cpu = run(on_cpu), gpu = run(on_gpu, gpus(1));
+  ASSERT_EQ(cpu.code, 0) << cpu.err;
+  ASSERT_EQ(gpu.code, 0) << gpu.err;
+  EXPECT_EQ(gpu.out, cpu.out);
+}
+
+TEST_F(Cuda, DoctorTellsOfTheGpus) {
+  const json report = doctor(gpus(2, 2));
+  EXPECT_EQ(report.at("device"), "cuda");
+  EXPECT_EQ(report.at("precision"), "bf16");
+  EXPECT_GT(report.at("gpu_bf16_flops").get<double>(), 0);
+  EXPECT_GT(report.at("gpu_fp32_flops").get<double>(), 0);
+  for (int rank = 0; rank < 2; rank++) {
+    const json cuda = report.at("workers")[static_cast<size_t>(rank)].at("cuda");
+    EXPECT_EQ(cuda.at("gpus").size(), 2u);
+    EXPECT_EQ(cuda.at("gpu"), rank);
+    EXPECT_EQ(cuda.at("gpus")[0].at("architecture"), 90);
+    EXPECT_GE(cuda.at("driver").get<int>(), 12000);
+    EXPECT_GE(cuda.at("runtime").get<int>(), 12000);
+    EXPECT_EQ(cuda.at("nccl").at("built"), cuda.at("nccl").at("loaded"));
+    EXPECT_EQ(cuda.at("cublaslt").at("built"), cuda.at("cublaslt").at("loaded"));
+  }
+  EXPECT_TRUE(has_problem(doctor(gpus(1, 2), 4), "2 workers, but 1 GPU"));
+
+  const Result text = run({"doctor"}, gpus(2));
+  EXPECT_EQ(text.code, 0) << text.err;
+  for (const char* part :
+       {"GPUs ", "2 x NVIDIA H100", "architecture 9.0", "driver ", "NCCL ", "cuBLASLt ",
+        "GPU products", "--device auto trains on GPUs", "at most "}) {
+    EXPECT_THAT(text.out, HasSubstr(part));
+  }
+}
+
+TEST_F(Cuda, DoctorWithoutAGpu) {
+  const json report = doctor({});
+  const json cuda = report.at("workers")[0].at("cuda");
+  if (!cuda.at("gpus").empty()) GTEST_SKIP() << "there is a GPU here";
+  EXPECT_EQ(report.at("device"), "cpu");
+  EXPECT_FALSE(report.contains("gpu_bf16_flops"));
+  EXPECT_TRUE(has_problem(report, cuda.at("driver") == 0 ? "no NVIDIA driver" : "GPU"));
+  // Of the libraries themselves, which answer without a driver.
+  EXPECT_NE(cuda.at("nccl").at("loaded"), "");
+  EXPECT_NE(cuda.at("cublaslt").at("loaded"), "");
+}
+
+}  // namespace
+}  // namespace lockstep::black_box
