@@ -11,7 +11,6 @@ namespace {
 using tests::small_training;
 
 TEST(PlannedMemory, IsWhatATrainingHolds) {
-  const Alone alone;
   for (const Family family : {Family::gpt2, Family::llama}) {
     for (const DType precision : {DType::fp32, DType::bf16}) {
       for (const bool recompute : {false, true}) {
@@ -70,11 +69,11 @@ TEST(PredictedTime, EachPieceTakesTheLongerOfTransferAndArithmetic) {
   WorkLog log;
   const int stream = log.new_stream();
   log.note(stream, {"before", 1e6});
-  log.note(stream, {"copy", 300});                           // 3 s
-  log.note(stream, {"product", 100, 5000, Unit::tensor});    // 5 s against 1 s
-  log.note(stream, {"product", 2000, 5000, Unit::tensor});   // 5 s against 20 s
-  log.note(stream, {"attention", 100, 70});                  // 7 s
-  log.note(stream, {"all_to_all", 100, 0, Unit::link});      // 2 s
+  log.note(stream, {"copy", 300});                          // 3 s
+  log.note(stream, {"product", 100, 5000, Unit::tensor});   // 5 s against 1 s
+  log.note(stream, {"product", 2000, 5000, Unit::tensor});  // 5 s against 20 s
+  log.note(stream, {"attention", 100, 70});                 // 7 s
+  log.note(stream, {"all_to_all", 100, 0, Unit::link});     // 2 s
   const Prediction all = predicted_time(log, 1, kSlow, kPerfect);
   EXPECT_DOUBLE_EQ(all.step_s, 3 + 5 + 20 + 7 + 2);
   ASSERT_EQ(all.rows.size(), 4u);
