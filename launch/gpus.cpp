@@ -1,6 +1,8 @@
 #include "launch/gpus.h"
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "comm/nccl_communicator.h"

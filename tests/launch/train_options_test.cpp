@@ -124,7 +124,12 @@ TEST(TrainOptions, ContradictionsAreNamed) {
   EXPECT_THAT(error_of({"--loss-scale", "1024"}), HasSubstr("--precision fp16"));
   EXPECT_THAT(error_of({"--loss-scale", "high"}), HasSubstr("dynamic or a number above 0"));
   EXPECT_EQ(resolved({"--loss-scale", "1024", "--precision", "fp16"}, usual()).loss_scale, 1024);
-  EXPECT_THROW(resolved({"--device", "cuda"}, usual()), DeviceError);
+}
+
+TEST(TrainOptions, CudaNeedsAGpu) {
+  if (cuda_device_count() > 0) GTEST_SKIP() << "there is a GPU here";
+  EXPECT_THROW(check_device(DeviceChoice::cuda), DeviceError);
+  EXPECT_NO_THROW(check_device(DeviceChoice::automatic));
 }
 
 TEST(TrainOptions, PrecisionFollowsTheMachine) {
