@@ -85,12 +85,6 @@ void* Stream::workspace(int64_t size_bytes, Workspace slot) {
   return scratch.memory;
 }
 
-int64_t Stream::workspace_bytes() const {
-  int64_t bytes = 0;
-  for (const Scratch& scratch : workspaces_) bytes += scratch.size_bytes;
-  return bytes;
-}
-
 Event::Event(Device device) {
   if (Rehearsal::current() != nullptr) return;
   if constexpr (kCudaIsBuilt) {

@@ -49,7 +49,9 @@ class Stream {
   // Device memory for one kernel call: at least so many bytes, aligned to 256, valid for work that
   // is enqueued here before the next call of this function for the same slot. It grows and is kept.
   void* workspace(int64_t size_bytes, Workspace slot = Workspace::kernel);
-  int64_t workspace_bytes() const;  // of all slots together
+  int64_t workspace_bytes(Workspace slot) const {  // that it has now
+    return workspaces_[static_cast<size_t>(slot)].size_bytes;
+  }
 
  private:
   friend class Event;

@@ -55,7 +55,9 @@ TEST(Rehearsal, WorkspaceGrowsAndIsCounted) {
   EXPECT_NE(stream.workspace(1000), nullptr);
   stream.workspace(500);
   stream.workspace(3000, Workspace::product);
-  EXPECT_EQ(stream.workspace_bytes(), 4000);
+  EXPECT_EQ(stream.workspace_bytes(Workspace::kernel), 1000);
+  EXPECT_EQ(stream.workspace_bytes(Workspace::product), 3000);
+  EXPECT_EQ(stream.workspace_bytes(Workspace::classifier), 0);
 }
 
 TEST(Rehearsal, EndsWithItsScope) {
