@@ -251,7 +251,12 @@ std::string shape_obstacle(const AttentionShape& shape) {
     return fmt::format("cuDNN's deterministic backward would need {} MiB of scratch for {} tokens",
                        group >> 20, shape.tokens);
   }
-  return library().obstacle;
+  return "";
+}
+
+std::string obstacle(const AttentionShape& shape) {
+  const std::string of_shape = shape_obstacle(shape);
+  return of_shape.empty() ? library().obstacle : of_shape;
 }
 
 struct PlannedPiece {
@@ -331,7 +336,9 @@ void enqueue(const Plan& plan, PieceMemory& memory, Stream& stream) {
 
 bool applies(const AttentionShape& shape, const DropoutMask& mask,
              std::initializer_list<const Tensor*> tensors) {
-  if (mask.active() || !shape_obstacle(shape).empty()) return false;
+  // A rehearsal asks what a machine with cuDNN would do.
+  const bool rehearsed = Rehearsal::current() != nullptr;
+  if (mask.active() || !(rehearsed ? shape_obstacle(shape) : obstacle(shape)).empty()) return false;
   return std::all_of(tensors.begin(), tensors.end(), [](const Tensor* tensor) {
     return reinterpret_cast<uintptr_t>(tensor->data()) % kAlignment == 0;
   });
@@ -341,12 +348,39 @@ AttentionShape shape_of(const Tensor& qkv, const Heads& heads) {
   return {qkv.dtype(), qkv.dim(0), qkv.dim(1), heads};
 }
 
+// What a pass must do. Causal: half of T * T scores. Forward makes two products of them, backward
+// five, and it writes and reads the gradients of all scores (attention_pieces.h).
+Work work_of(AttentionPass pass, const AttentionShape& s) {
+  const auto rows = static_cast<double>(s.sequences * s.tokens);
+  const auto heads = static_cast<double>(s.heads.num_heads);
+  const double products = rows * heads * static_cast<double>(s.tokens * s.heads.head_dim);
+  const auto element = static_cast<double>(size_bytes(s.dtype));
+  const double packed = rows * static_cast<double>(s.heads.packed()) * element;
+  const double output = rows * heads * static_cast<double>(s.heads.head_dim) * element;
+  const double lse = rows * heads * 4;
+  if (pass == AttentionPass::forward) {
+    return {"cudnn_attention_forward", packed + output + lse, 2 * products, Unit::tensor};
+  }
+  const double scores = static_cast<double>(s.sequences * s.heads.num_heads) *
+                        static_cast<double>(score_bytes_of_head(s.tokens));
+  return {"cudnn_attention_backward", 2 * (packed + output + scores) + lse, 5 * products,
+          Unit::tensor};
+}
+
 }  // namespace
+
+int64_t cudnn_attention_workspace_bytes(const AttentionShape& shape) {
+  if (!shape_obstacle(shape).empty()) return 0;
+  const AttentionPiece piece = attention_pieces(shape.sequences, shape.tokens, shape.heads).front();
+  const int64_t group = shape.heads.num_heads / shape.heads.num_kv_heads;
+  return piece.sequences * piece.num_kv_heads * group * score_bytes_of_head(shape.tokens);
+}
 
 bool cudnn_attention_forward(const Tensor& y, const Tensor& lse, const Tensor& qkv,
                              const Heads& heads, const DropoutMask& mask, Stream& stream) {
   const AttentionShape shape = shape_of(qkv, heads);
   if (!applies(shape, mask, {&y, &qkv})) return false;
+  if (stream.note(work_of(AttentionPass::forward, shape))) return true;
   const std::lock_guard lock(mutex());
   const std::vector<PlannedPiece> pieces = planned_pieces(AttentionPass::forward, shape);
   if (!obstacle_of(pieces).empty()) return false;
@@ -365,6 +399,7 @@ bool cudnn_attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor
                               const DropoutMask& mask, Stream& stream) {
   const AttentionShape shape = shape_of(qkv, heads);
   if (!applies(shape, mask, {&dqkv, &dy, &y, &qkv})) return false;
+  if (stream.note(work_of(AttentionPass::backward, shape))) return true;
   const std::lock_guard lock(mutex());
   const std::vector<PlannedPiece> pieces = planned_pieces(AttentionPass::backward, shape);
   if (!obstacle_of(pieces).empty()) return false;
@@ -381,7 +416,7 @@ bool cudnn_attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor
 }
 
 std::string cudnn_attention_obstacle(const AttentionShape& shape) {
-  if (const std::string obstacle = shape_obstacle(shape); !obstacle.empty()) return obstacle;
+  if (const std::string reason = obstacle(shape); !reason.empty()) return reason;
   const std::lock_guard lock(mutex());
   const std::string forward = obstacle_of(planned_pieces(AttentionPass::forward, shape));
   return forward.empty() ? obstacle_of(planned_pieces(AttentionPass::backward, shape)) : forward;

@@ -48,6 +48,10 @@ std::string cudnn_attention_obstacle(const AttentionShape& shape);
 // given, is "cuDNN 9.19.0".
 std::string cudnn_obstacle(std::string* name = nullptr);
 
+// About the bytes of scratch memory that the backward pass of this shape takes on an H100, for a
+// plan of memory; 0 where cuDNN does not apply or is not built in.
+int64_t cudnn_attention_workspace_bytes(const AttentionShape& shape);
+
 // How many engine configurations cuDNN's heuristics name for a pass of this shape on a GPU that
 // need not be here: `device` is the JSON by which cuDNN describes devices
 // (CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION), `architecture` 10 * major + minor of its compute

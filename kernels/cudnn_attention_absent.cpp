@@ -17,6 +17,8 @@ bool cudnn_attention_backward(const Tensor&, const Tensor&, const Tensor&, const
   return false;
 }
 
+int64_t cudnn_attention_workspace_bytes(const AttentionShape&) { return 0; }
+
 int64_t cudnn_attention_configurations(const AttentionShape&, AttentionPass, std::string_view,
                                        int) {
   throw DeviceError("{}", cudnn_obstacle());

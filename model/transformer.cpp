@@ -5,6 +5,7 @@
 #include "core/check.h"
 #include "kernels/classifier.h"
 #include "kernels/cuda/workspace.h"
+#include "kernels/cudnn_attention.h"
 #include "kernels/embedding.h"
 #include "kernels/reduce.h"
 #include "model/activations.h"
@@ -92,6 +93,12 @@ int64_t workspace_bytes(const ModelConfig& config, const Transformer::Options& o
                        gpt2 ? bias_gradient_workspace_bytes(tokens, widest) : 0,
                        embedding_workspace_bytes(tokens),
                        attention_workspace_bytes(sequences, config.num_heads, length)});
+    if constexpr (kCudaIsBuilt) {
+      if (config.dropout == 0) {
+        kernel = std::max(kernel, cudnn_attention_workspace_bytes(
+                                      {options.precision, sequences, length, config.heads()}));
+      }
+    }
   }
   const ClassifierChunk chunk(tokens, config.vocab_size, options.precision, options.training);
   return kernel + chunk.total_bytes() + kProductWorkspaceBytes;
