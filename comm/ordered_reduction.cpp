@@ -21,7 +21,8 @@ OrderedReduction::OrderedReduction(const Sharding& sharding, const Tensor& gradi
     most = std::max(most, nodes.size());
     nodes = tree_.join(nodes).nodes;
   }
-  for (size_t i = 0; i < most; i++) kept_.emplace_back(dtype, Shape{sharding.padded_size()}, device);
+  for (size_t i = 0; i < most; i++)
+    kept_.emplace_back(dtype, Shape{sharding.padded_size()}, device);
   nodes.push_back(tree_.leaf(first + each - 1));
   own_ = tree_.join(nodes);
 
@@ -35,7 +36,8 @@ OrderedReduction::OrderedReduction(const Sharding& sharding, const Tensor& gradi
   CHECK(all_.nodes.size() == 1 && all_.places.front() == 0);
 
   const int64_t largest = sharding.bucket(0).size();  // only the last one is smaller
-  if (dtype != DType::fp32 && sharding.virtual_workers() > 1) sent_ = Buffer(dtype, {largest}, device);
+  if (dtype != DType::fp32 && sharding.virtual_workers() > 1)
+    sent_ = Buffer(dtype, {largest}, device);
   if (sharding.workers() == 1) return;
   rounds_ = *std::max_element(pieces_.begin(), pieces_.end());
   received_ = Buffer(dtype, {rounds_, largest}, device);

@@ -67,9 +67,7 @@ class Generator::Implementation {
     return {logits_.tensor().as<float>(), static_cast<size_t>(config().vocab_size)};
   }
 
-  KvCache cache(int64_t capacity) const {
-    return KvCache(config(), capacity, precision_, device_);
-  }
+  KvCache cache(int64_t capacity) const { return KvCache(config(), capacity, precision_, device_); }
 
  private:
   std::vector<int32_t> prompt_tokens(const std::string& prompt) const;

@@ -72,11 +72,12 @@ ExitCode run_replay(const Arguments& arguments, MpiSession& session) {
   config.device = start_device(o.machine, &session);
   const auto nccl = device_communicator(config.device, world);
   const int64_t first = from->info().step, last = to->info().step;
-  const Replay result = replay(config, std::move(*from), *to, *dataset, nccl ? *nccl : world, [&](int64_t step) {
-    if (session.rank() == 0 && (step - first) % 10 == 0) {
-      spdlog::info("step {}, up to {}", step, last);
-    }
-  });
+  const Replay result =
+      replay(config, std::move(*from), *to, *dataset, nccl ? *nccl : world, [&](int64_t step) {
+        if (session.rank() == 0 && (step - first) % 10 == 0) {
+          spdlog::info("step {}, up to {}", step, last);
+        }
+      });
   if (session.rank() != 0) return result.same ? ExitCode::done : ExitCode::difference;
   if (result.same) {
     fmt::print("steps {} to {} trained again: every bit of {} agrees\n", first + 1, last,

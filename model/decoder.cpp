@@ -33,8 +33,8 @@ Decoder::Decoder(const ModelConfig& config, const Tensor& weights, int64_t chunk
       parameters_(parameter_views(ParameterTable(config), weights)),
       dtype_(weights.dtype()),
       chunk_(std::min(chunk, config.context_length)),
-      stream_(weights.device()),
-      tokens_(DType::int32, {chunk_}, weights.device()) {
+      tokens_(DType::int32, {chunk_}, weights.device()),
+      stream_(weights.device()) {
   CHECK(chunk >= 1);
   if (config_.family == Family::llama) {
     rope_table_ = rope_table(config_, config_.context_length, stream_.device());

@@ -37,14 +37,14 @@ class KvCache {
 class Decoder {
  public:
   // Reads `weights`, a flat buffer of the model's ParameterTable in compute precision, which must
-  // outlive it, and computes on the device that holds it. Works on at most `chunk` tokens at a time: activations need chunk * (about
-  // 8 C + 3 F) elements.
+  // outlive it, and computes on the device that holds it. Works on at most `chunk` tokens at a
+  // time: activations need chunk * (about 8 C + 3 F) elements.
   Decoder(const ModelConfig& config, const Tensor& weights, int64_t chunk = 128);
 
-  // Appends tokens (N) int32, in the CPU's memory, to the cache's sequence. Writes the states after the final norm of the
-  // last M of them to hidden (M, C), 1 <= M <= N, in compute precision. Throws std::logic_error
-  // when the cache or the context length has no room for N more, or on a token outside the
-  // vocabulary.
+  // Appends tokens (N) int32, in the CPU's memory, to the cache's sequence. Writes the states after
+  // the final norm of the last M of them to hidden (M, C), 1 <= M <= N, in compute precision.
+  // Throws std::logic_error when the cache or the context length has no room for N more, or on a
+  // token outside the vocabulary.
   void forward(const Tensor& tokens, KvCache& cache, const Tensor& hidden);
 
   // logits (M, V) fp32, in the CPU's memory, of the token after each state of hidden (M, C).
@@ -59,9 +59,9 @@ class Decoder {
   const ModelParameters parameters_;
   const DType dtype_;
   const int64_t chunk_;
-  Stream stream_;
   Buffer rope_table_, arena_, tokens_, logits_;
   Activations activations_;
+  Stream stream_;  // ends before the memory that its work uses
 };
 
 }  // namespace lockstep

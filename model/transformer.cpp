@@ -26,7 +26,6 @@ class Transformer::Implementation {
   const ModelConfig config_;
   const ParameterTable table_;
   const Options options_;
-  Stream stream_;
   const Buffer weights_, gradients_;
 
   Memory memory() const;
@@ -47,6 +46,9 @@ class Transformer::Implementation {
   int64_t planned_sequences_ = 0, planned_length_ = 0;
   Batch batch_;  // that forward saw last
   bool backward_is_due_ = false;
+
+ public:
+  Stream stream_;  // ends before the memory that its work uses
 };
 
 namespace {
@@ -134,12 +136,12 @@ Transformer::Implementation::Implementation(const ModelConfig& config, const Opt
     : config_(config),
       table_(config),
       options_(resolved(config, options, table_.size())),
-      stream_(options_.device),
       weights_(options_.precision, {options_.padded_size}, options_.device),
       gradients_(options_.training ? Buffer(DType::fp32, {options_.padded_size}, options_.device)
                                    : Buffer()),
       keep_(keep_of(options_)),
-      staging_(options_.device, options_.micro_batch_size, options_.sequence_length) {
+      staging_(options_.device, options_.micro_batch_size, options_.sequence_length),
+      stream_(options_.device) {
   parameters_ = parameter_views(table_, weights_.tensor().slice(0, table_.size()));
   if (options_.training) {
     parameter_gradients_ = parameter_views(table_, gradients_.tensor().slice(0, table_.size()));

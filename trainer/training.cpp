@@ -59,12 +59,19 @@ Training::Training(const TrainConfig& config, Communicator& communicator,
       schedule_(config.schedule, config.steps),
       scaler_(loss_scaler(config)),
       model_(config.model, model_options(config, sharding_.padded_size())),
+      optimizer_(model_.table(), config.optimizer, model_.weights(), sharding_.updated()),
       reducer_(communicator, model_.stream(), model_.padded_gradients(), sharding_,
                model_.table().group_ranges(), config.gradient_dtype),
-      optimizer_(model_.table(), config.optimizer, model_.weights(), sharding_.updated()),
       step_(model_, *batches_, sharding_, reducer_, optimizer_, scaler_, schedule_,
             {config.optimizer.clip_norm, config.optimizer.clip_value}, communicator,
             stop_requested) {}
+
+Training::Drain::~Drain() {
+  try {
+    stream.synchronize();
+  } catch (const DeviceError&) {  // the first one is on its way already
+  }
+}
 
 void Training::load(const Start& start) {
   Stream& stream = model_.stream();

@@ -51,8 +51,14 @@ class Training {
   LrSchedule schedule_;
   LossScaler scaler_;
   Transformer model_;
-  GradientReducer reducer_;
   AdamW optimizer_;
+  // Ends after the reducer, which gives up on peers that do not come, and before the memory that
+  // the enqueued work uses.
+  struct Drain {
+    Stream& stream;
+    ~Drain();
+  } drain_{model_.stream()};
+  GradientReducer reducer_;
   TrainerState state_;
   TrainStep step_;
 };

@@ -75,7 +75,8 @@ struct AdamWTest : testing::Test {
     for (int64_t updates = 0; updates < 10; updates++) {
       for (float& g : gradient) g = 64 * normal(random);
       const double rate = 0.01 / static_cast<double>(updates + 1);
-      optimizer.update(Tensor(gradient.data(), DType::fp32, {size}), 1.0 / 64, rate, updates, stream);
+      optimizer.update(Tensor(gradient.data(), DType::fp32, {size}), 1.0 / 64, rate, updates,
+                       stream);
       reference.update(decay(), gradient, 1.0 / 64, rate, updates + 1);
     }
     // Each update moves a weight of at most about 0.5 by at most about 0.01 * sqrt(10), with some

@@ -37,8 +37,8 @@ TEST_F(PlannedMemory, IsWhatTheDeviceGivesAway) {
       real.training.model().stream().synchronize();  // before anything is freed
       const int64_t taken = before - free_bytes();
       const Stream& stream = real.training.model().stream();
-      const int64_t others = stream.workspace_bytes(Workspace::kernel) +
-                             stream.workspace_bytes(Workspace::classifier);
+      const int64_t others =
+          stream.workspace_bytes(Workspace::kernel) + stream.workspace_bytes(Workspace::classifier);
       EXPECT_EQ(others + kernels::cuda::kProductWorkspaceBytes, plan.model.workspace);
       const int64_t workspace = others + stream.workspace_bytes(Workspace::product);
       EXPECT_LE(workspace, plan.model.workspace);
