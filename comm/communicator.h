@@ -40,6 +40,9 @@ class Communicator {
   virtual void set_purpose(const std::string& purpose) = 0;
   // How long operations from here on wait for the peers, also those of later duplicates.
   virtual void set_deadline(double seconds) = 0;
+  // Throws DeviceError when an operation that was enqueued so far has failed. To be called once its
+  // stream was synchronised, before what it wrote is believed.
+  virtual void check() {}
   // From any thread: an operation of this communicator that waits for its peers, and any later one,
   // throws DeviceError. For leaving when the peers will not come.
   virtual void cancel() = 0;

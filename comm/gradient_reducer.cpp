@@ -41,7 +41,8 @@ class GradientReducer::Implementation {
     {
       std::lock_guard lock(mutex_);
       // A step that failed half-way: the peers may never come.
-      if (complete_from_ != -1 || ready_ != 0) communicator_->cancel();
+      const bool half_way = complete_from_ != -1 || ready_ != 0 || !joined_.passed();
+      if (half_way) communicator_->cancel();
       stopping_ = true;
     }
     if (!thread_.joinable()) return;
@@ -80,6 +81,8 @@ class GradientReducer::Implementation {
     ready_ = reduced_ = virtual_workers_done_ = 0;
     if (ordered_) ordered_->start_over();
   }
+
+  void check() { communicator_->check(); }
 
   int64_t memory_bytes() const { return ordered_ ? ordered_->memory_bytes() : 0; }
 
@@ -169,6 +172,8 @@ GradientReducer::~GradientReducer() = default;
 void GradientReducer::layer_ready(int group) { implementation_->layer_ready(group); }
 
 void GradientReducer::finish() { implementation_->finish(); }
+
+void GradientReducer::check() { implementation_->check(); }
 
 int64_t GradientReducer::memory_bytes() const { return implementation_->memory_bytes(); }
 

@@ -39,6 +39,9 @@ class GradientReducer {
   // reduction threw.
   void finish();
 
+  // Once the stream was synchronised after finish(): throws when a reduction failed meanwhile.
+  void check();
+
   int64_t memory_bytes() const;  // beside the gradients
 
  private:

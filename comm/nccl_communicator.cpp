@@ -2,7 +2,6 @@
 
 #include <nccl.h>  // and what it needs of CUDA
 
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
@@ -66,10 +65,19 @@ class NcclCommunicator : public Communicator {
   NcclCommunicator(Communicator& host, double deadline_s)
       : host_(host), watch_(host.duplicate()), deadline_s_(deadline_s) {
     if (size() == 1) return;
-    start(shared_id(host));
+    try {
+      start(shared_id(host));
+    } catch (...) {
+      abort();
+      throw;
+    }
     watcher_ = std::thread([this, device = cuda_device()] {
-      set_cuda_device(device);  // or else asking for events would wake another GPU
-      watch();
+      try {
+        set_cuda_device(device);  // or else asking for events would wake another GPU
+        watch();
+      } catch (const std::exception& error) {
+        fail(error.what());
+      }
     });
   }
 
@@ -82,10 +90,13 @@ class NcclCommunicator : public Communicator {
     changed_.notify_all();
     watcher_.join();
     // Freeing is collective: after a failure the peers may never come to it.
-    if (failed() || std::uncaught_exceptions() > 0) {
-      abort();
-    } else {
+    try {
+      if (std::uncaught_exceptions() > 0) throw DeviceError("leaving with an error");
+      check_nccl(ncclCommFinalize(communicator_), "ending");
+      settle("ending NCCL");
       ncclCommDestroy(communicator_);
+    } catch (const std::exception&) {
+      abort();
     }
   }
 
@@ -172,6 +183,10 @@ class NcclCommunicator : public Communicator {
     deadline_s_ = seconds;
     host_.set_deadline(seconds);
   }
+  void check() override {
+    throw_if_failed();
+    if (size() > 1) settle("what was enqueued");
+  }
   void cancel() override {
     fail(
         fmt::format("an operation {} was cancelled: another part of this worker failed", purpose_));
@@ -203,11 +218,12 @@ class NcclCommunicator : public Communicator {
     ncclResult_t state = ncclInProgress;
     while (true) {
       throw_if_failed();
-      check_nccl(ncclCommGetAsyncError(communicator_, &state), what);
+      check_nccl(asynchronous_state(state), what);
       if (state != ncclInProgress) break;
       const std::chrono::duration<double> waited = Clock::now() - start;
       if (waited.count() > deadline_s_) {
-        throw DeviceError("{} took longer than {:.1f} s; {}", what, deadline_s_, absent_workers());
+        fail(fmt::format("{} took longer than {:.1f} s; {}", what, deadline_s_, absent_workers()));
+        throw_if_failed();
       }
       if (waited.count() > 1e-3) std::this_thread::sleep_for(std::chrono::microseconds(100));
     }
@@ -222,7 +238,12 @@ class NcclCommunicator : public Communicator {
     if (size() == 1) return;
     const std::string what =
         purpose_.empty() ? std::string(operation) : fmt::format("{} {}", operation, purpose_);
-    check_nccl(call(static_cast<cudaStream_t>(stream.native())), what);
+    {
+      const std::lock_guard lock(nccl_mutex_);
+      if (communicator_ != nullptr) {
+        check_nccl(call(static_cast<cudaStream_t>(stream.native())), what);
+      }
+    }
     settle(what);
     Pending pending{what, Event(Device::cuda), Clock::now()};
     pending.done.record(stream);
@@ -248,16 +269,18 @@ class NcclCommunicator : public Communicator {
         changed_.wait(lock, [&] { return stopping_ || !pending_.empty(); });
         continue;
       }
-      if (pending_.front().done.passed()) {
+      // Before the event: what ends because of an error ends, too.
+      ncclResult_t state = ncclSuccess;
+      asynchronous_state(state);
+      const bool broken = state != ncclSuccess && state != ncclInProgress;
+      if (!broken && pending_.front().done.passed()) {
         pending_.pop_front();
         if (!pending_.empty()) pending_.front().since = Clock::now();
         continue;
       }
-      ncclResult_t state = ncclSuccess;
-      ncclCommGetAsyncError(communicator_, &state);
       const std::chrono::duration<double> waited = Clock::now() - pending_.front().since;
       const bool late = waited.count() > deadline_s_;
-      if (late || (state != ncclSuccess && state != ncclInProgress)) {
+      if (late || broken) {
         const std::string what = pending_.front().what;
         lock.unlock();
         const std::string reason =
@@ -270,8 +293,14 @@ class NcclCommunicator : public Communicator {
     }
   }
 
+  ncclResult_t asynchronous_state(ncclResult_t& state) {
+    const std::lock_guard lock(nccl_mutex_);
+    return communicator_ == nullptr ? ncclSuccess : ncclCommGetAsyncError(communicator_, &state);
+  }
+
   // Who does not come to a barrier now is missing.
   std::string absent_workers() {
+    const std::lock_guard lock(barrier_mutex_);
     try {
       watch_->set_purpose("after that");
       watch_->set_deadline(2);
@@ -295,21 +324,20 @@ class NcclCommunicator : public Communicator {
 
   // Ends NCCL's kernels, so that streams which wait for them go on.
   void abort() {
-    if (ncclComm_t mine = communicator_.exchange(nullptr)) ncclCommAbort(mine);
+    const std::lock_guard lock(nccl_mutex_);
+    if (ncclComm_t mine = std::exchange(communicator_, nullptr)) ncclCommAbort(mine);
   }
 
-  bool failed() {
-    const std::lock_guard lock(mutex_);
-    return !failure_.empty();
-  }
   void throw_if_failed() {
     const std::lock_guard lock(mutex_);
     if (!failure_.empty()) throw DeviceError("{}", failure_);
   }
 
   Communicator& host_;
-  std::unique_ptr<Communicator> watch_;  // of the watching thread
-  std::atomic<ncclComm_t> communicator_{nullptr};
+  std::unique_ptr<Communicator> watch_;  // for who asks who is missing
+  std::mutex barrier_mutex_;             // guards it
+  std::mutex nccl_mutex_;                // guards calls of NCCL, none of which waits for peers
+  ncclComm_t communicator_ = nullptr;
   std::string purpose_;
   std::thread watcher_;
   std::condition_variable changed_;
@@ -320,9 +348,8 @@ class NcclCommunicator : public Communicator {
   bool stopping_ = false;
 };
 
-std::unique_ptr<Communicator> nccl_communicator(Communicator& host) {
-  constexpr double kDeadline = 600;  // until set_deadline says otherwise
-  return std::make_unique<NcclCommunicator>(host, kDeadline);
+std::unique_ptr<Communicator> nccl_communicator(Communicator& host, double deadline_s) {
+  return std::make_unique<NcclCommunicator>(host, deadline_s);
 }
 
 void let_workers_share_gpus(int rank) {

@@ -14,7 +14,7 @@ namespace lockstep {
 // A thread watches what was enqueued: when an operation is not done within the deadline, or NCCL
 // reports that it failed, it aborts NCCL's communicator, so that nothing hangs, and the next call
 // throws DeviceError with the operation's name and the workers that are missing. Collective.
-std::unique_ptr<Communicator> nccl_communicator(Communicator& host);
+std::unique_ptr<Communicator> nccl_communicator(Communicator& host, double deadline_s = 600);
 
 // NCCL refuses a GPU that another worker has ("Duplicate GPU detected"), unless it takes them to be
 // on different hosts. This makes it do so, for this worker and from the first communicator on; what

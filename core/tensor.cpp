@@ -102,6 +102,8 @@ Buffer Buffer::pinned(DType dtype, Shape shape, Device device) {
     buffer.pinned_ = true;
     buffer.data_ = cuda::allocate_pinned(buffer.size_bytes_);
     buffer.view_ = Tensor(buffer.data_, dtype, shape);
+  } else {
+    throw DeviceError("this program was built without CUDA");
   }
   return buffer;
 }

@@ -429,8 +429,8 @@ std::string cudnn_obstacle(std::string* name) {
 
 int64_t cudnn_attention_configurations(const AttentionShape& shape, AttentionPass pass,
                                        std::string_view device, int architecture) {
-  if (const std::string obstacle = shape_obstacle(shape); !obstacle.empty()) {
-    throw DeviceError("{}", obstacle);
+  if (const std::string reason = obstacle(shape); !reason.empty()) {
+    throw DeviceError("{}", reason);
   }
   auto properties = std::make_shared<fe::DeviceProperties>();
   check(properties->deserialize({device.begin(), device.end()}), "reading a device's description");

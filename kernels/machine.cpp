@@ -22,10 +22,10 @@ class Products {
  public:
   Products(int64_t size, DType dtype, Device device)
       : size_(static_cast<double>(size)),
-        stream_(device),
         x_(dtype, {size, size}, device),
         weight_(dtype, {size, size}, device),
-        y_(dtype, {size, size}, device) {}
+        y_(dtype, {size, size}, device),
+        stream_(device) {}
 
   double seconds_of_one() {
     const auto start = Clock::now();
@@ -37,8 +37,8 @@ class Products {
 
  private:
   double size_;
-  Stream stream_;
   Buffer x_, weight_, y_;
+  Stream stream_;  // ends before the memory that its work uses
 };
 
 }  // namespace

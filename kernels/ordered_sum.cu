@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kPackBytes = 16;
-constexpr int kMaxTerms = 64;
+constexpr int kMaxTerms = 48;  // what shared memory of every GPU since 8.0 holds
 constexpr int kMaxAdditions = 128;
 
 // One pass over memory: additions among at most kMaxTerms of the terms, handed over by value.

@@ -64,7 +64,11 @@ void check_device(DeviceChoice device) {
 namespace {
 
 bool all_have_gpus(MpiSession* session) {
-  double there = cuda_device_count() > 0 ? 1 : 0;
+  const int count = cuda_device_count();
+  double there = count > 0 ? 1 : 0;
+  for (int i = 0; i < count; i++) {
+    if (this_gpu(i).architecture < kOldestArchitecture) there = 0;
+  }
   if (session != nullptr) session->world().all_reduce(&there, 1, ReduceOp::min);
   return there == 1;
 }
@@ -112,9 +116,10 @@ Device planned_device(DeviceChoice device, MpiSession* session) {
 }
 
 std::unique_ptr<Communicator> device_communicator([[maybe_unused]] Device device,
-                                                  [[maybe_unused]] Communicator& world) {
+                                                  [[maybe_unused]] Communicator& world,
+                                                  [[maybe_unused]] double deadline_s) {
   if constexpr (kCudaIsBuilt) {
-    if (device == Device::cuda) return nccl_communicator(world);
+    if (device == Device::cuda) return nccl_communicator(world, deadline_s);
   }
   return nullptr;
 }

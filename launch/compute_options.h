@@ -35,7 +35,8 @@ void check_device(DeviceChoice device);
 
 // What carries the tensors of a GPU between the workers; none for the CPU, where `world` does. Must
 // not outlive it. Collective.
-std::unique_ptr<Communicator> device_communicator(Device device, Communicator& world);
+std::unique_ptr<Communicator> device_communicator(Device device, Communicator& world,
+                                                  double deadline_s = 600);
 
 // The device to compute on (auto: GPUs where every worker has one), which is made ready: each
 // worker takes the GPU of its place among the workers of its host. Throws DeviceError when there

@@ -188,7 +188,7 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   if (first && device == Device::cpu) say_precision(asked, config.precision);
   const std::string obstacle = attention_obstacle(config);
   if (first && !obstacle.empty()) spdlog::info("attention by our own kernels: {}", obstacle);
-  const auto nccl = device_communicator(device, world);
+  const auto nccl = device_communicator(device, world, options.collective_timeout_s);
   if (nccl) nccl->set_deadline(options.collective_timeout_s);
   return train(config, nccl ? *nccl : world, [&] {
     if (!first) return;

@@ -79,6 +79,7 @@ TrainStep::Agreement TrainStep::agree(const std::vector<double>& loss_sums) {
     values[1 + losses + static_cast<size_t>(slice.number)] = kernels::sum_of_squares(
         model_.gradients().slice(slice.range.begin, slice.range.end), model_.stream());
   }
+  reducer_.check();
   communicator_.set_purpose("of losses and gradient norms");
   communicator_.all_reduce(values.data(), static_cast<int64_t>(values.size()), ReduceOp::sum);
 

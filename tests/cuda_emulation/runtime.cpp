@@ -255,7 +255,7 @@ cudaError_t cudaStreamQuery(cudaStream_t handle) {
   CUstream_st* stream = scheduler.find(handle);
   if (stream == nullptr) return refuse_destroyed();
   if (const cudaError_t code = emu::refuse_in_capture("cudaStreamQuery", stream)) return code;
-  if (!stream->queue.empty()) scheduler.run_one(lock, stream);
+  if (!stream->queue.empty()) scheduler.poll(lock, stream);
   if (const cudaError_t code = emu::sticky_error()) return code;
   return stream->queue.empty() ? cudaSuccess : cudaErrorNotReady;
 }
@@ -317,7 +317,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (event == nullptr || event->destroyed) return refuse_destroyed();
   if (event->capture != nullptr) return report(cudaErrorCapturedEvent, "cudaEventQuery");
   const auto recorded = event->recorded;
-  if (recorded != nullptr && !recorded->done) scheduler.run_one(lock, recorded->stream);
+  if (recorded != nullptr && !recorded->done) scheduler.poll(lock, recorded->stream);
   if (const cudaError_t code = emu::sticky_error()) return code;
   return recorded == nullptr || recorded->done ? cudaSuccess : cudaErrorNotReady;
 }

@@ -110,6 +110,10 @@ class Scheduler {
   void run_all(Lock& lock);
   void run_some(Lock& lock);                                      // at random, perhaps nothing
   bool run_one(Lock& lock, const CUstream_st* wanted = nullptr);  // false: nothing can run
+  // For who only asks: a step, unless another thread is at one, which it does not wait for.
+  void poll(Lock& lock, const CUstream_st* wanted) {
+    if (!step_runs_) run_one(lock, wanted);
+  }
 
   size_t choose(const std::vector<CUstream_st*>& streams);
   ThreadOrder thread_order();  // of the next kernel
