@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and testing Lockstep needs, on Debian and Ubuntu (as root or with sudo).
-# Elsewhere it names what is missing. Does nothing, at once, when nothing is. Where nvcc and cuDNN are,
-# it also fetches the headers of cudnn-frontend, or says that the build does without.
+# Elsewhere it names what is missing. Does nothing, at once, when nothing is. Where nvcc and cuDNN
+# are, it also fetches the headers of cudnn-frontend, or says that the build does without.
 #
 #   launch/setup.sh [PACKAGE...]     more Debian packages to install with them
 set -euo pipefail
