@@ -32,4 +32,8 @@ std::string count_text(int64_t count) {
   return grouped(count);
 }
 
+std::string plural(int64_t count, const char* noun) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
+}
+
 }  // namespace lockstep

@@ -171,6 +171,7 @@ void product(const Matrix& out, const Operand& a, const Operand& b, const Tensor
   CHECK(a.matrix.dtype == b.matrix.dtype);
   CHECK(out.dtype == a.matrix.dtype || out.dtype == DType::fp32);
   CHECK(bias.empty() || (bias.size() == out.cols && bias.dtype() == out.dtype));
+  CHECK(into == Into::add || a.cols() > 0, "a product of nothing overwrites nothing");
   if (out.rows == 0 || out.cols == 0 || a.cols() == 0) return;
   if (stream.note(work_of(out, a, b, bias, into))) return;
   const bool adds = into == Into::add;

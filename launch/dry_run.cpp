@@ -17,10 +17,6 @@ namespace {
 constexpr int64_t kGpuGigabytes[] = {24, 40, 80, 141};
 constexpr int64_t kGigabyte = 1'000'000'000;
 
-std::string plural(int64_t count, const char* noun) {
-  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
-}
-
 // Of the worker that needs most: their shards, and what waits for the reduction, differ a little.
 Training::Memory largest_plan(const TrainConfig& config, int workers) {
   Training::Memory largest;

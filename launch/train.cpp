@@ -189,7 +189,6 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   const std::string obstacle = attention_obstacle(config);
   if (first && !obstacle.empty()) spdlog::info("attention by our own kernels: {}", obstacle);
   const auto nccl = device_communicator(device, world, options.collective_timeout_s);
-  if (nccl) nccl->set_deadline(options.collective_timeout_s);
   return train(config, nccl ? *nccl : world, [&] {
     if (!first) return;
     lock.take(options.run);  // of a run that has begun just now

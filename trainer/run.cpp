@@ -25,10 +25,6 @@ std::chrono::milliseconds patience(const TrainConfig& config) {
       static_cast<int64_t>(1000 * std::min(config.collective_timeout_s, 300.0)));
 }
 
-std::string plural(int64_t count, const char* noun) {
-  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
-}
-
 }  // namespace
 
 int64_t validation_windows(const TrainConfig& config) {
