@@ -40,6 +40,9 @@ class Communicator {
   virtual void set_purpose(const std::string& purpose) = 0;
   // How long operations from here on wait for the peers, also those of later duplicates.
   virtual void set_deadline(double seconds) = 0;
+  // A Graph that holds operations of this communicator was launched in `stream`; `what` names it in
+  // errors. From now on they are waited for as long as any operation.
+  virtual void launched(const std::string& /*what*/, Stream& /*stream*/) {}
   // Throws DeviceError when an operation that was enqueued so far has failed. To be called once its
   // stream was synchronised, before what it wrote is believed.
   virtual void check() {}

@@ -41,7 +41,7 @@ class GradientReducer::Implementation {
     {
       std::lock_guard lock(mutex_);
       // A step that failed half-way: the peers may never come.
-      const bool half_way = complete_from_ != -1 || ready_ != 0 || !joined_.passed();
+      const bool half_way = complete_from_ != -1 || ready_ != 0 || std::uncaught_exceptions() > 0;
       if (half_way) communicator_->cancel();
       stopping_ = true;
     }
@@ -81,6 +81,8 @@ class GradientReducer::Implementation {
     ready_ = reduced_ = virtual_workers_done_ = 0;
     if (ordered_) ordered_->start_over();
   }
+
+  void launched(const std::string& what, Stream& stream) { communicator_->launched(what, stream); }
 
   void check() { communicator_->check(); }
 
@@ -172,6 +174,10 @@ GradientReducer::~GradientReducer() = default;
 void GradientReducer::layer_ready(int group) { implementation_->layer_ready(group); }
 
 void GradientReducer::finish() { implementation_->finish(); }
+
+void GradientReducer::launched(const std::string& what, Stream& stream) {
+  implementation_->launched(what, stream);
+}
 
 void GradientReducer::check() { implementation_->check(); }
 

@@ -183,6 +183,10 @@ class NcclCommunicator : public Communicator {
     deadline_s_ = seconds;
     host_.set_deadline(seconds);
   }
+  void launched(const std::string& what, Stream& stream) override {
+    throw_if_failed();
+    if (size() > 1) watch_for(what, stream);
+  }
   void check() override {
     throw_if_failed();
     if (size() > 1) settle("what was enqueued");
@@ -245,6 +249,10 @@ class NcclCommunicator : public Communicator {
       }
     }
     settle(what);
+    if (!stream.capturing()) watch_for(what, stream);
+  }
+
+  void watch_for(const std::string& what, const Stream& stream) {
     Pending pending{what, Event(Device::cuda), Clock::now()};
     pending.done.record(stream);
     {

@@ -28,6 +28,15 @@ void record_event(void* event, void* stream);
 void synchronize_event(void* event);
 bool event_passed(void* event);
 
+bool capturing(void* stream);
+// What this thread enqueues in the stream becomes part of a graph, until end_capture, which returns
+// a cudaGraphExec_t, or abandon_capture.
+void begin_capture(void* stream);
+void* end_capture(void* stream);
+void abandon_capture(void* stream) noexcept;
+void launch_graph(void* graph, void* stream);
+void destroy_graph(void* graph) noexcept;  // also one that is still running
+
 int device_count();  // 0 where there is no driver
 void set_device(int index);
 int current_device();

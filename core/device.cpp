@@ -69,6 +69,11 @@ void Stream::synchronize() {
   }
 }
 
+bool Stream::capturing() const {
+  if constexpr (kCudaIsBuilt) return native_ != nullptr && cuda::capturing(native_);
+  return false;
+}
+
 void* Stream::workspace(int64_t size_bytes, Workspace slot) {
   CHECK(device_ == Device::cuda, "on the CPU a kernel has scratch memory of its own");
   Scratch& scratch = workspaces_[static_cast<size_t>(slot)];
@@ -125,6 +130,39 @@ void Event::synchronize() const {
 bool Event::passed() const {
   if constexpr (kCudaIsBuilt) return native_ == nullptr || cuda::event_passed(native_);
   return true;
+}
+
+Graph::Graph([[maybe_unused]] Stream& stream, [[maybe_unused]] const std::function<void()>& work) {
+  if constexpr (kCudaIsBuilt) {
+    CHECK(stream.native() != nullptr, "only a GPU's work is captured");
+    cuda::begin_capture(stream.native());
+    try {
+      work();
+    } catch (...) {
+      cuda::abandon_capture(stream.native());
+      throw;
+    }
+    native_ = cuda::end_capture(stream.native());
+  } else {
+    throw DeviceError("this program was built without CUDA");
+  }
+}
+
+Graph::Graph(Graph&& other) noexcept : native_(std::exchange(other.native_, nullptr)) {}
+
+Graph& Graph::operator=(Graph&& other) noexcept {
+  std::swap(native_, other.native_);
+  return *this;
+}
+
+Graph::~Graph() {
+  if constexpr (kCudaIsBuilt) {
+    if (native_ != nullptr) cuda::destroy_graph(native_);
+  }
+}
+
+void Graph::launch([[maybe_unused]] Stream& stream) {
+  if constexpr (kCudaIsBuilt) cuda::launch_graph(native_, stream.native());
 }
 
 int cuda_device_count() {

@@ -20,11 +20,12 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t at = sequence * length + place, count = length - place;
   const Pack<T> values = load_pack(x + at, count, whole);
   const Pack<T> kept = residual == nullptr ? Pack<T>{} : load_pack(residual + at, count, whole);
+  const uint64_t key = mask.active() ? mask.key() : 0;
   Pack<T> sum;
 #pragma unroll
   for (int quad = 0; quad < Pack<T>::kSize / 4; quad++) {
     PhiloxCounter words{};
-    if (mask.active()) words = mask.words(static_cast<uint32_t>(sequence), place / 4 + quad);
+    if (mask.active()) words = mask.words(key, static_cast<uint32_t>(sequence), place / 4 + quad);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       const int i = 4 * quad + j;

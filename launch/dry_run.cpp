@@ -43,7 +43,7 @@ std::string memory_table(const TrainConfig& config, const Training::Memory& plan
        config.recompute ? "with --recompute" : "--recompute needs less");
   if (config.device == Device::cuda) {
     line("workspace", plan.model.workspace, "of products, the classifier's chunk and kernels");
-    line("inputs", plan.model.inputs, "");
+    line("inputs", plan.model.inputs + plan.inputs, "");
   }
   line("sum", plan.total(), "");
   return text;

@@ -98,19 +98,24 @@ ExitCode Run::train() {
   }
   measure_peak();
   bool stop = false;
+  auto start = Clock::now();
   while (!finished() && !stop) {
-    const auto start = Clock::now();
     const StepResult result = training_.step();
     const double step_seconds = seconds_since(start);
     if (result.step == first_step_ + 1) second_step_start_ = Clock::now();
+    stop = result.stop && !finished();
 
-    if (config_.check_replicas > 0 && state().step % config_.check_replicas == 0) {
+    // A GPU goes on while the host reports.
+    start = Clock::now();
+    const bool ahead = config_.device == Device::cuda && !stop && !pause_due();
+    if (ahead) training_.start_step();
+    if (due(config_.check_replicas)) {
       check_replicas(training_.model(), state().step, communicator_);
     }
-    stop = result.stop && !finished();
     report(result, step_seconds, evaluate_when_due(stop));
     give_up_when_lost(result);
     save_when_due(stop);
+    if (!ahead) start = Clock::now();
   }
   finish_save();
   if (stop) {
@@ -118,6 +123,11 @@ ExitCode Run::train() {
         fmt::format("stopped on request after step {}: run it again to go on", state().step));
   }
   return stop ? ExitCode::stopped : ExitCode::done;
+}
+
+bool Run::pause_due() const {
+  return finished() || due(config_.check_replicas) || due(config_.evaluate_every) ||
+         due(config_.checkpoint_every) || state().lost_steps >= kLostStepsAllowed;
 }
 
 void Run::measure_peak() {
@@ -128,9 +138,8 @@ void Run::measure_peak() {
 }
 
 std::optional<Evaluation> Run::evaluate_when_due(bool stop) {
-  const bool due =
-      finished() || (config_.evaluate_every > 0 && state().step % config_.evaluate_every == 0);
-  if (!due || stop || validation_ == nullptr) return std::nullopt;
+  const bool wanted = finished() || due(config_.evaluate_every);
+  if (!wanted || stop || validation_ == nullptr) return std::nullopt;
   return evaluate(training_.model(), *validation_, communicator_, validation_windows(config_));
 }
 
@@ -181,8 +190,7 @@ void Run::save_when_due(bool stop) {
   bool written = false;
   run_together(communicator_, [&] { written = checkpoints_.poll(); });  // throws what went wrong
   if (written) note_saved();
-  const bool due = config_.checkpoint_every > 0 && state().step % config_.checkpoint_every == 0;
-  if (!due && !stop && !finished()) return;
+  if (!due(config_.checkpoint_every) && !stop && !finished()) return;
 
   run_together(communicator_, [&] {
     if (first_worker()) checkpoints_.prepare(state().step);

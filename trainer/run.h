@@ -48,6 +48,9 @@ class Run {
 
   bool first_worker() const { return communicator_.rank() == 0; }
   bool finished() const { return state().step >= config_.steps; }
+  // What happens every so many steps, 0 for never, follows this one.
+  bool due(int64_t every) const { return every > 0 && state().step % every == 0; }
+  bool pause_due() const;  // something needs the model between this step and the next
 
   const TrainConfig& config_;
   Communicator& communicator_;

@@ -252,10 +252,11 @@ class KeptTile {
     if (!mask_.words.active()) return;
     const int64_t first_row = head * sizes.tokens + first_query;
     row_ = static_cast<unsigned>(first_row), tokens_ = static_cast<unsigned>(sizes.tokens);
+    const uint64_t key = mask_.words.key();
 #pragma unroll 1
     for (int n = static_cast<int>(threadIdx.x); n < kQueries * kQuads; n += kAttentionThreads) {
       const int64_t place = (first_row + n / kQuads) * sizes.tokens + first_key;
-      const PhiloxCounter words = mask_.words.words(static_cast<uint32_t>(b),
+      const PhiloxCounter words = mask_.words.words(key, static_cast<uint32_t>(b),
                                                     static_cast<uint64_t>(place / 4 + n % kQuads));
       unsigned bits = 0;
 #pragma unroll

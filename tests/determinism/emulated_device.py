@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains small models on the emulated device, by the program that is linked to it, and demands the same
-bits for any number of workers and any order that the device's scheduler chooses, and losses that agree
-with the CPU's.
+bits for any number of workers, any order that the device's scheduler chooses, with steps captured as CUDA
+graphs and without, and losses that agree with the CPU's.
 
 usage: emulated_device.py EMULATED_PROGRAM MPIEXEC [--seeds N]
 
@@ -59,6 +59,10 @@ def check_definition(runs, name, options, tolerance):
         print(f"{name:28} {workers} workers                {found[workers][:16]}", flush=True)
     if len(set(found.values())) != 1:
         sys.exit(f"{name}: the bits depend on the number of workers")
+    eager = sha256(runs.train(options, 2, 1, STEPS, ["--device", "cuda", "--no-cuda-graph"]))
+    print(f"{name:28} 2 workers, no graph      {eager[:16]}", flush=True)
+    if eager != found[1]:
+        sys.exit(f"{name}: the bits are others without a CUDA graph")
     if name == OVERFLOWS and not 0 < skipped_steps(run) < STEPS:
         sys.exit(f"{skipped_steps(run)} of {STEPS} steps were skipped: this shows nothing")
     if tolerance is not None:
@@ -89,7 +93,8 @@ def main():
         name, options, _ = DEFINITIONS[2]
         for seed in range(args.seeds):
             ENVIRONMENT["LOCKSTEP_EMULATION_SEED"] = str(seed)
-            digest = sha256(runs.train(options, 2, 1, STEPS // 4, ["--device", "cuda"]))
+            graph = "--cuda-graph" if seed % 2 == 0 else "--no-cuda-graph"
+            digest = sha256(runs.train(options, 2, 1, STEPS // 4, ["--device", "cuda", graph]))
             if seed == 0:
                 first = digest
             if digest != first:

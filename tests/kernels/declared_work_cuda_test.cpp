@@ -8,6 +8,7 @@
 #include <deque>
 #include <functional>
 
+#include "core/mirrored.h"
 #include "core/rehearsal.h"
 #include "kernels/activation.h"
 #include "kernels/adam.h"
@@ -22,6 +23,7 @@
 #include "kernels/reduce.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
+#include "tests/kernels/on_device.h"
 
 // The bytes that kernels declare (Work), against the pages that they touch on the emulated device:
 // a page's first read and its first write each fault once.
@@ -159,7 +161,8 @@ TEST_F(DeclaredWork, OfActivations) {
 
 TEST_F(DeclaredWork, OfTheResidualStream) {
   const Tensor x = rows(), y = rows(), z = rows();
-  const DropoutMask mask{.probability = 0.5f};
+  const tests::MaskOnDevice mask({.probability = 0.5f}, stream);
+  stream.synchronize();
   expect_declared([&](Stream& s) { residual_add(z, x, y, DropoutMask(), s); });
   expect_declared([&](Stream& s) { residual_add(y, x, y, mask, s); });
   expect_declared([&](Stream& s) { dropout(z, x, mask, s); });
@@ -193,14 +196,24 @@ TEST_F(DeclaredWork, OfTheUpdate) {
   const Tensor weights = row(DType::bf16, size), master = row(DType::fp32, size),
                first = row(DType::fp32, size), second = row(DType::fp32, size),
                gradients = row(DType::fp32, size);
-  expect_declared(
-      [&](Stream& s) { adam_update(weights, master, first, second, gradients, AdamStep(), s); });
-  expect_declared(
-      [&](Stream& s) { adam_update(master, master, first, second, gradients, AdamStep(), s); });
+  Mirrored<AdamStep> step(Device::cuda);  // beside the memory that is watched
+  step.upload(stream);
+  expect_declared([&](Stream& s) {
+    adam_update(weights, master, first, second, gradients, {}, step.there(), s);
+  });
+  expect_declared([&](Stream& s) {
+    adam_update(master, master, first, second, gradients, {}, step.there(), s);
+  });
   expect_declared([&](Stream& s) { cast(weights, gradients, s); });
   expect_declared([&](Stream& s) { cast(master, gradients, s); });  // a copy
   expect_declared([&](Stream& s) { set_zero(gradients, s); });
-  expect_declared([&](Stream& s) { sum_of_squares(gradients, s); });
+  Mirrored<Range> all(Device::cuda);
+  Mirrored<double> total(Device::cuda);
+  all.host() = {0, size};
+  all.upload(stream), total.upload(stream);
+  stream.synchronize();
+  expect_declared(
+      [&](Stream& s) { add_sums_of_squares(total.there(), gradients, all.there(), 1, size, s); });
 }
 
 TEST_F(DeclaredWork, OfOrderedSums) {
@@ -244,9 +257,10 @@ TEST_F(DeclaredWork, OfTheClassifier) {
   // weight are read by two products each.
   const double logits = static_cast<double>(tokens * vocab) * (2 * 4 + 3 * 2);
   const auto again = static_cast<double>(x.size_bytes() + weight.size_bytes());
+  Mirrored<float> scale(Device::cuda);
   expect_declared(
       [&](Stream& s) {
-        classifier_loss_and_gradient(losses, dx, dweight, x, weight, targets, 1, s);
+        classifier_loss_and_gradient(losses, dx, dweight, x, weight, targets, scale.there(), s);
       },
       logits + again);
 }
