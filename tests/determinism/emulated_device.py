@@ -22,10 +22,11 @@ VIRTUAL_WORKERS = 4
 
 LLAMA = ["--family", "llama", "--kv-heads", 1]
 FP16 = ["--precision", "fp16", "--loss-scale", "dynamic"]
-# Name, options, and how far a step's loss may be from the CPU's. Both round in the same places and
-# differ in the order of sums: by a few times 2^-24 of a loss near 5 in fp32. In bf16 and fp16 such a
-# difference now and then moves a stored value by one unit in its last place, 2^-8 or 2^-11; of a
-# logit that is below 1/2 here, and the mean over 128 tokens leaves less than a tenth of it.
+# Name, options, and how far a step's loss may be from the CPU's. Both round in the same places, but
+# that a GELU which is fused with a product is of what the CPU rounds first, and differ in the order of
+# sums: by a few times 2^-24 of a loss near 5 in fp32. In bf16 and fp16 such a difference now and then,
+# and GELU's often, moves a stored value by one unit in its last place, 2^-8 or 2^-11; of a logit that
+# is below 1/2 here, and the mean over 128 tokens leaves less than a tenth of it.
 DEFINITIONS = [
     ("gpt2 fp32", ["--precision", "fp32", "--dropout", 0.1], 2e-6),
     ("llama fp32", LLAMA + ["--precision", "fp32"], 2e-6),
