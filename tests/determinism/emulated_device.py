@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains small models on the emulated device, by the program that is linked to it, and demands the same
-bits for any number of workers and any order that the device's scheduler chooses, and losses that agree
-with the CPU's.
+bits for any number of workers, through an interruption, and for any order that the device's scheduler
+chooses, and losses that agree with the CPU's.
 
 usage: emulated_device.py EMULATED_PROGRAM MPIEXEC [--seeds N]
 
@@ -73,6 +73,22 @@ def check_definition(runs, name, options, tolerance):
     return found[1]
 
 
+def check_algorithms(runs):
+    """A run goes on, on other workers, where the library would choose other algorithms by now."""
+    options = ["--precision", "bf16", "--schedule", "constant", "--device", "cuda"]
+    whole = sha256(runs.train(options, 2, 1, STEPS))
+    run = runs.train(options, 2, 1, STEPS // 2)
+    ENVIRONMENT["LOCKSTEP_EMULATION_SPLIT_K"] = "2"
+    runs.call(runs.command(run, options, 4, 1, STEPS))
+    others = sha256(runs.train(options, 2, 1, STEPS))
+    del ENVIRONMENT["LOCKSTEP_EMULATION_SPLIT_K"]
+    if sha256(run) != whole:
+        sys.exit("a run that goes on has other algorithms than before")
+    if others == whole:
+        sys.exit("other algorithms have the same bits: this shows nothing")
+    print("a run that goes on takes the algorithms that it took before", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("program", type=pathlib.Path)
@@ -87,6 +103,7 @@ def main():
                   for name, options, tolerance in DEFINITIONS}
         if len(set(hashes.values())) != len(hashes):
             sys.exit("two definitions have the same bits: the hash sees nothing")
+        check_algorithms(runs)
         name, options, _ = DEFINITIONS[2]
         for seed in range(args.seeds):
             ENVIRONMENT["LOCKSTEP_EMULATION_SEED"] = str(seed)
