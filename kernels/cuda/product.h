@@ -40,7 +40,7 @@ struct Epilogue {
     bias,           // out += vector (M), of every row
     gelu,           // aux (N, M) = out + vector (M, or empty), then out = gelu_tanh(aux)
     gelu_gradient,  // out *= gelu_tanh'(aux), aux (N, M)
-    row_sums,       // vector (N) = sum over K of a: written, also where out is added to
+    row_sums,       // vector (N) = sum over K of a, which is transposed; also where out is added to
   };
   Kind kind = Kind::none;
   Tensor vector = {};

@@ -144,7 +144,9 @@ void Products::check(const Case& c) {
   description.set(CUBLASLT_MATMUL_DESC_TRANSA, int32_t{c.transpose_a});
   description.set(CUBLASLT_MATMUL_DESC_TRANSB, int32_t{c.transpose_b});
   description.set(CUBLASLT_MATMUL_DESC_EPILOGUE, c.epilogue);
-  description.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.data());
+  if ((c.epilogue & (kBias | kBiasGradient)) != 0) {
+    description.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.data());
+  }
   description.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, aux.data());
   description.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, kAuxLeading);
   ASSERT_EQ(cublasLtMatmul(handle_, description.handle, &c.alpha, a_data.data(), a.handle,
@@ -220,11 +222,15 @@ TEST_F(Products, EpiloguesAgreeWithPlainLoops) {
   for (const uint32_t epilogue :
        {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_RELU, CUBLASLT_EPILOGUE_RELU_BIAS,
         CUBLASLT_EPILOGUE_GELU, CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_GELU_AUX,
-        CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_DGELU_BGRAD,
-        CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB}) {
+        CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_DGELU_BGRAD}) {
     SCOPED_TRACE(epilogue);
     check({epilogue, CUDA_R_16BF, CUDA_R_16BF, true, false, 1, 0});
     check({epilogue, CUDA_R_32F, CUDA_R_32F, false, true, 1, 1});
+  }
+  for (const uint32_t epilogue : {CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB}) {
+    SCOPED_TRACE(epilogue);
+    check({epilogue, CUDA_R_16BF, CUDA_R_32F, false, true, 1, 1});
+    check({epilogue, CUDA_R_32F, CUDA_R_32F, false, true, 1, 0});
   }
 }
 
@@ -317,7 +323,7 @@ TEST_F(Refusals, Types) {
 TEST_F(Refusals, Epilogues) {
   description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{CUBLASLT_EPILOGUE_BIAS});
   EXPECT_EQ(product(), CUBLAS_STATUS_INVALID_VALUE);  // no bias
-  description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, b_.data() + 2);
+  description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, b_.data() + 1);
   EXPECT_EQ(product(), CUBLAS_STATUS_NOT_SUPPORTED);  // not aligned
   description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, b_.data());
   EXPECT_EQ(product(), CUBLAS_STATUS_SUCCESS);
@@ -342,6 +348,33 @@ TEST_F(Refusals, Epilogues) {
   description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE,
                    uint32_t{CUBLASLT_EPILOGUE_BIAS | CUBLASLT_EPILOGUE_BGRADA});
   EXPECT_EQ(product(), CUBLAS_STATUS_NOT_SUPPORTED);
+}
+
+TEST_F(Refusals, BiasesThatTheEpilogueDoesNotUse) {
+  description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, b_.data());
+  EXPECT_EQ(product(), CUBLAS_STATUS_INVALID_VALUE);
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{CUBLASLT_EPILOGUE_DGELU});
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, kEdge);
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, d_.data());
+  EXPECT_EQ(product(), CUBLAS_STATUS_INVALID_VALUE);
+}
+
+// BGRADA of A as it stands, BGRADB of B transposed: of what is stored one sum after the other.
+TEST_F(Refusals, LayoutsOfBiasGradients) {
+  description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, workspace_.data());
+  for (const int32_t transpose_a : {CUBLAS_OP_N, CUBLAS_OP_T}) {
+    for (const int32_t transpose_b : {CUBLAS_OP_N, CUBLAS_OP_T}) {
+      description_.set(CUBLASLT_MATMUL_DESC_TRANSA, transpose_a);
+      description_.set(CUBLASLT_MATMUL_DESC_TRANSB, transpose_b);
+      const auto expected = [](bool supported) {
+        return supported ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+      };
+      description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{CUBLASLT_EPILOGUE_BGRADA});
+      EXPECT_EQ(product(), expected(transpose_a == CUBLAS_OP_N));
+      description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{CUBLASLT_EPILOGUE_BGRADB});
+      EXPECT_EQ(product(), expected(transpose_b == CUBLAS_OP_T));
+    }
+  }
 }
 
 TEST_F(Refusals, AttributesOfAnotherSize) {
@@ -395,6 +428,7 @@ TEST_F(Refusals, AlignmentOfBiasAndAux) {
 
 TEST_F(Refusals, AHeuristicThatFusesNothingHasNoAlgorithm) {
   setenv("LOCKSTEP_EMULATION_EPILOGUES", "0", 1);
+  description_.set(CUBLASLT_MATMUL_DESC_TRANSB, int32_t{CUBLAS_OP_T});
   cublasLtMatmulHeuristicResult_t result;
   description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, kEdge);
   for (const auto& [epilogue, status] :
@@ -405,6 +439,8 @@ TEST_F(Refusals, AHeuristicThatFusesNothingHasNoAlgorithm) {
         {CUBLASLT_EPILOGUE_DGELU, CUBLAS_STATUS_NOT_SUPPORTED},
         {CUBLASLT_EPILOGUE_BGRADB, CUBLAS_STATUS_NOT_SUPPORTED}}) {
     description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{epilogue});
+    const bool has_bias = (epilogue & (kBias | kBiasGradient)) != 0;
+    description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, has_bias ? b_.data() : nullptr);
     EXPECT_EQ(heuristic(result), status) << epilogue;
   }
   unsetenv("LOCKSTEP_EMULATION_EPILOGUES");
