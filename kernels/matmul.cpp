@@ -89,4 +89,17 @@ void linear_backward_weight(const Tensor& dweight, const Tensor& dbias, const Te
   if (!dbias.empty()) bias_gradient(dbias, dy);
 }
 
+void linear_activation_forward(const Tensor& y, const Tensor& z, const Tensor& x,
+                               const Tensor& weight, const Tensor& bias, Activation activation,
+                               Stream& stream) {
+  linear_forward(z, x, weight, bias, stream);
+  cpu::activation_forward(y, z, activation, stream);
+}
+
+void linear_activation_backward_input(const Tensor& dz, const Tensor& dy, const Tensor& weight,
+                                      const Tensor& z, Activation activation, Stream& stream) {
+  linear_backward_input(dz, dy, weight, stream);
+  cpu::activation_backward(dz, dz, z, activation, stream);
+}
+
 }  // namespace lockstep::kernels::cpu

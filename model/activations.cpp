@@ -40,7 +40,7 @@ LayerGradients plan_gradients(Arena& arena, const ModelConfig& config, DType dty
   d.qkv = arena.take(dtype, {b, t, config.heads().packed()});
   d.attended = arena.take(dtype, {b, t, config.num_heads * config.head_dim});
   d.up = arena.take(dtype, {b, t, gpt2 ? config.ffn_size : 2 * config.ffn_size});
-  d.activated = gpt2 ? d.up : arena.take(dtype, {b, t, config.ffn_size});
+  if (!gpt2) d.activated = arena.take(dtype, {b, t, config.ffn_size});
   return d;
 }
 

@@ -87,10 +87,11 @@ void after_attention(const ModelConfig& config, const LayerParameters& w, const 
 
   norm_forward(config, a.normed_middle, a.ffn_mean, a.ffn_scale, a.middle, w.ffn_norm_gain,
                w.ffn_norm_bias, stream);
-  kernels::linear_forward(a.up, a.normed_middle, w.up_weight, w.up_bias, stream);
   if (config.family == Family::gpt2) {
-    kernels::activation_forward(a.activated, a.up, config.activation, stream);
+    kernels::linear_activation_forward(a.activated, a.up, a.normed_middle, w.up_weight, w.up_bias,
+                                       config.activation, stream);
   } else {
+    kernels::linear_forward(a.up, a.normed_middle, w.up_weight, w.up_bias, stream);
     kernels::gated_activation_forward(a.activated, a.up, config.activation, stream);
   }
   kernels::linear_forward(a.output, a.activated, w.down_weight, w.down_bias, stream);
@@ -121,10 +122,11 @@ void ffn_backward(const ModelConfig& config, const LayerParameters& w, const Lay
                   const kernels::DropoutMask& mask, Stream& stream) {
   const Tensor dbranch = branch_gradient(d, mask, stream);
   kernels::linear_backward_weight(dw.down_weight, dw.down_bias, dbranch, a.activated, stream);
-  kernels::linear_backward_input(d.activated, dbranch, w.down_weight, stream);
   if (config.family == Family::gpt2) {
-    kernels::activation_backward(d.up, d.activated, a.up, config.activation, stream);
+    kernels::linear_activation_backward_input(d.up, dbranch, w.down_weight, a.up, config.activation,
+                                              stream);
   } else {
+    kernels::linear_backward_input(d.activated, dbranch, w.down_weight, stream);
     kernels::gated_activation_backward(d.up, d.activated, a.up, config.activation, stream);
   }
   kernels::linear_backward_weight(dw.up_weight, dw.up_bias, d.up, a.normed_middle, stream);

@@ -42,7 +42,7 @@ struct LayerGradients {
   Tensor qkv;        // (B, T, (H + 2K) * D)
   Tensor attended;   // (B, T, H * D)
   Tensor up;         // as LayerActivations::up
-  Tensor activated;  // (B, T, F); gpt2: the same memory as up
+  Tensor activated;  // (B, T, F); llama
 };
 
 // The masks of one layer's three dropouts, as in GPT-2.

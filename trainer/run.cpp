@@ -40,6 +40,7 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
       training_(config, communicator, dataset, start, stop_requested),
       checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep,
                    patience(config)),
+      products_(config.run),
       progress_(communicator.rank() == 0, config.log_every) {
   if (dataset.has_split("validation") && dataset.split("validation").size() > 1) {
     validation_ = &dataset.split("validation");
@@ -48,6 +49,11 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
   first_step_ = state().step;
   open_run_folder();
   describe(start);
+  if (start.resumes && config.device == Device::cuda) note(products_.reuse(communicator));
+}
+
+void Run::note(const std::vector<std::string>& texts) {
+  for (const std::string& text : texts) progress_.note(text);
 }
 
 void Run::open_run_folder() {
@@ -77,7 +83,7 @@ void Run::describe(const Start& start) {
       "{} of {} of {} tokens: {:.2f} epochs of {} tokens", plural(config_.steps, "step"),
       plural(config_.batch_size, "sequence"), config_.model.context_length,
       sampler(config_, dataset_).epoch(config_.steps), count_text(dataset_.split("train").size())));
-  for (const std::string& text : start.notes) progress_.note(text);
+  note(start.notes);
   if (start.checkpoint) {
     progress_.note(fmt::format("{} {}",
                                start.resumes ? "going on from" : "starting with weights of",
@@ -193,7 +199,9 @@ void Run::save_when_due(bool stop) {
   if (!due(config_.checkpoint_every) && !stop && !finished()) return;
 
   run_together(communicator_, [&] {
-    if (first_worker()) checkpoints_.prepare(state().step);
+    if (!first_worker()) return;
+    checkpoints_.prepare(state().step);
+    if (config_.device == Device::cuda) note(products_.write());
   });
   saving_step_ = state().step;
   CheckpointInfo info{.step = state().step,

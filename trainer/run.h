@@ -7,6 +7,7 @@
 #include "checkpoints/checkpoint.h"
 #include "inference/evaluate.h"
 #include "trainer/metrics.h"
+#include "trainer/product_record.h"
 #include "trainer/progress.h"
 #include "trainer/resume.h"
 #include "trainer/training.h"
@@ -36,6 +37,7 @@ class Run {
 
   void open_run_folder();
   void describe(const Start& start);
+  void note(const std::vector<std::string>& texts);
   void measure_peak();
 
   std::optional<Evaluation> evaluate_when_due(bool stop);
@@ -61,6 +63,7 @@ class Run {
   CheckpointWriter checkpoints_;
   std::optional<int64_t> saving_step_, saved_step_;
   std::optional<MetricsFile> metrics_;  // the first worker's
+  ProductRecord products_;
   Progress progress_;
 
   double peak_flops_ = 0;  // a second, of all workers together

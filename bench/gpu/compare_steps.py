@@ -24,12 +24,12 @@ SIZES = {
 STEPS = 10
 
 # u, the rounding of the operands' type. Both devices round each operand and result once, to the nearest, and sum in
-# fp32 in another order; now and then that moves a stored value by one u. A token's loss then differs by a share of u,
-# and the mean over a hundred tokens or more by a tenth of that, because such errors have either sign; a gradient
-# norm, in which they do not all cancel, by more. Each step starts from weights that the last ones moved apart, hence
-# half as much again a step. Never below what two fp32 exponentials differ by. On the emulated device losses differed
-# by u/160 in bf16 and fp16 and norms by u/10: a tenth and a fifth of what is allowed. In fp32 a beta2 that is wrong
-# by one in the second digit is too far.
+# fp32 in another order; now and then that moves a stored value by one u, and often that of a GELU which a GPU fuses
+# with a product, before it rounds. A token's loss then differs by a share of u, and the mean over a hundred tokens or
+# more by a tenth of that, because such errors have either sign; a gradient norm, in which they do not all cancel, by
+# more. Each step starts from weights that the last ones moved apart, hence half as much again a step. Never below
+# what two fp32 exponentials differ by. On the emulated device losses differed by u/160 in bf16 and fp16 and norms by
+# u/10: a tenth and a fifth of what is allowed. In fp32 a beta2 that is wrong by one in the second digit is too far.
 ROUNDING = {"fp32": 2**-24, "bf16": 2**-9, "fp16": 2**-12}
 
 

@@ -227,16 +227,27 @@ TEST_F(DeclaredWork, OfOrderedSums) {
 }
 
 TEST_F(DeclaredWork, OfProducts) {
-  const Tensor x = rows(), weight = take({512, kChannels}, DType::bf16), y = rows(DType::bf16, 512),
+  const Tensor x = rows(), weight = take({512, kChannels}, DType::bf16),
+               down = take({kChannels, 512}, DType::bf16), y = rows(DType::bf16, 512),
                bias = row(DType::bf16, 512), dweight = take({512, kChannels}, DType::fp32),
                dbias = row(DType::fp32, 512);
   expect_declared([&](Stream& s) { linear_forward(y, x, weight, bias, s); });
   expect_declared([&](Stream& s) { linear_backward_input(x, y, weight, s); });
   expect_declared([&](Stream& s) { linear_backward_weight(dweight, Tensor(), y, x, s); });
-  // The bias reads the gradient again, and sums of its blocks go through the workspace.
-  const auto partials = static_cast<double>(cuda::bias_gradient_workspace_bytes(kRows, 512));
+  // Sums of columns go through the workspace.
   expect_declared([&](Stream& s) { linear_backward_weight(dweight, dbias, y, x, s); },
-                  static_cast<double>(y.size_bytes()) + 2 * partials);
+                  2.0 * static_cast<double>(dbias.size_bytes()));
+
+  const Tensor z = rows(DType::bf16, 512);
+  for (const auto kind : {Activation::gelu_tanh, Activation::relu}) {
+    // A kernel of its own reads again what the product wrote.
+    const double again = kind == Activation::gelu_tanh ? 0 : static_cast<double>(z.size_bytes());
+    expect_declared([&](Stream& s) { linear_activation_forward(y, z, x, weight, bias, kind, s); },
+                    again);
+    // Here it also writes again.
+    expect_declared([&](Stream& s) { linear_activation_backward_input(y, x, down, z, kind, s); },
+                    2 * again);
+  }
 }
 
 TEST_F(DeclaredWork, OfAttention) {
