@@ -61,7 +61,7 @@ void Decoder::forward_chunk(const Tensor& tokens, KvCache& cache) {
     after_attention(config_, parameters_.layers[n], a, LayerDropout(), stream_);
   }
   norm_forward(config_, activations_.final_normed, activations_.final_mean,
-               activations_.final_scale, activations_.final_input(), parameters_.final_gain,
+               activations_.final_scale, activations_.final_input(), {}, parameters_.final_gain,
                parameters_.final_bias, stream_);
   cache.length_ = position + count;
 }

@@ -50,12 +50,13 @@ Buffer rope_table(const ModelConfig& config, int64_t positions, Device device) {
 }
 
 void norm_forward(const ModelConfig& config, const Tensor& y, const Tensor& mean,
-                  const Tensor& scale, const Tensor& x, const Tensor& gain, const Tensor& bias,
-                  Stream& stream) {
+                  const Tensor& scale, const Tensor& x, const kernels::ResidualSum& residual,
+                  const Tensor& gain, const Tensor& bias, Stream& stream) {
   if (config.family == Family::gpt2) {
-    kernels::layernorm_forward(y, mean, scale, x, gain, bias, config.norm_epsilon, stream);
+    kernels::layernorm_forward(y, mean, scale, x, residual, gain, bias, config.norm_epsilon,
+                               stream);
   } else {
-    kernels::rmsnorm_forward(y, scale, x, gain, config.norm_epsilon, stream);
+    kernels::rmsnorm_forward(y, scale, x, residual, gain, config.norm_epsilon, stream);
   }
 }
 
@@ -72,7 +73,7 @@ void norm_backward(const ModelConfig& config, const Tensor& dx, const Tensor& dg
 void before_attention(const ModelConfig& config, const LayerParameters& w,
                       const LayerActivations& a, const Tensor& rope_table, int64_t first_position,
                       Stream& stream) {
-  norm_forward(config, a.normed_input, a.attention_mean, a.attention_scale, a.input,
+  norm_forward(config, a.normed_input, a.attention_mean, a.attention_scale, a.input, {},
                w.attention_norm_gain, w.attention_norm_bias, stream);
   kernels::linear_forward(a.qkv, a.normed_input, w.qkv_weight, w.qkv_bias, stream);
   if (config.family == Family::llama) {
@@ -83,9 +84,13 @@ void before_attention(const ModelConfig& config, const LayerParameters& w,
 void after_attention(const ModelConfig& config, const LayerParameters& w, const LayerActivations& a,
                      const LayerDropout& dropout, Stream& stream) {
   kernels::linear_forward(a.middle, a.attended, w.output_weight, w.output_bias, stream);
-  kernels::residual_add(a.middle, a.input, a.middle, dropout.attention_branch, stream);
-
-  norm_forward(config, a.normed_middle, a.ffn_mean, a.ffn_scale, a.middle, w.ffn_norm_gain,
+  Tensor x = a.input;
+  kernels::ResidualSum residual{a.middle, a.middle};
+  if (dropout.attention_branch.active()) {
+    kernels::residual_add(a.middle, a.input, a.middle, dropout.attention_branch, stream);
+    x = a.middle, residual = {};
+  }
+  norm_forward(config, a.normed_middle, a.ffn_mean, a.ffn_scale, x, residual, w.ffn_norm_gain,
                w.ffn_norm_bias, stream);
   if (config.family == Family::gpt2) {
     kernels::linear_activation_forward(a.activated, a.up, a.normed_middle, w.up_weight, w.up_bias,

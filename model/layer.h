@@ -2,6 +2,7 @@
 #include "core/device.h"
 #include "core/tensor.h"
 #include "kernels/dropout.h"
+#include "kernels/residual_sum.h"
 #include "model/config.h"
 #include "model/parameter_views.h"
 
@@ -92,8 +93,8 @@ void layer_backward(const ModelConfig& config, const LayerParameters& weights,
 // The family's norm of each row, forward and backward (kernels/layernorm.h, kernels/rmsnorm.h), for
 // the final norm too. mean and bias are empty for llama.
 void norm_forward(const ModelConfig& config, const Tensor& y, const Tensor& mean,
-                  const Tensor& scale, const Tensor& x, const Tensor& gain, const Tensor& bias,
-                  Stream& stream);
+                  const Tensor& scale, const Tensor& x, const kernels::ResidualSum& residual,
+                  const Tensor& gain, const Tensor& bias, Stream& stream);
 // Adds to dx, dgain and dbias.
 void norm_backward(const ModelConfig& config, const Tensor& dx, const Tensor& dgain,
                    const Tensor& dbias, const Tensor& dy, const Tensor& x, const Tensor& gain,

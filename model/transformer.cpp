@@ -215,7 +215,7 @@ void Transformer::Implementation::run_layers(const Batch& batch, float dropout) 
   }
   for (int64_t layer = 0; layer < config_.num_layers; layer++) run_layer(layer, batch, dropout);
   norm_forward(config_, activations_.final_normed, activations_.final_mean,
-               activations_.final_scale, activations_.final_input(), parameters_.final_gain,
+               activations_.final_scale, activations_.final_input(), {}, parameters_.final_gain,
                parameters_.final_bias, stream_);
 }
 

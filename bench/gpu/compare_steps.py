@@ -3,8 +3,8 @@
 
   1. The same run with --device cpu and --device cuda: losses and gradient norms, step by step, within the
      tolerance below.
-  2. The run on the GPU twice, by two workers that share it, and by a GPU each where there are two: every
-     bit of the checkpoints must be the same.
+  2. The run on the GPU twice, without CUDA graphs, by two workers that share it, and by a GPU each where
+     there are two: every bit of the checkpoints must be the same.
 
 Exit code 1 when any of it fails.
 """
@@ -106,6 +106,7 @@ def main():
         good &= compare_with_cpu(args, family, cpu, cuda)
         print()
         good &= same_bits(args, cuda, on_gpu("again"), "a second run")
+        good &= same_bits(args, cuda, on_gpu("eager", "--no-cuda-graph"), "without a CUDA graph")
         good &= same_bits(args, cuda, on_gpu("shared", "--share-gpu", workers=2), "two workers on one GPU")
         if gpus > 1:
             good &= same_bits(args, cuda, on_gpu("two", workers=2), "two workers, a GPU each")

@@ -53,6 +53,22 @@ class HeldRow {
       }
     }
   }
+  // The row is the sum of two, and is stored.
+  __device__ HeldRow(const Share& share, T* sum, const T* row, const T* added)
+      : share_(share), row_(sum) {
+#pragma unroll Share::kUnroll
+    for (int k = 0; k < Share::kPacks; k++) {
+      if (share.count(k) <= 0) break;
+      Pack<T> pack = share.load(row, k);
+      const Pack<T> other = share.load(added, k);
+#pragma unroll
+      for (int i = 0; i < Pack<T>::kSize; i++) {
+        pack.value[i] = rounded<T>(widened(pack.value[i]) + widened(other.value[i]));
+      }
+      share.store(sum, k, pack);
+      if constexpr (Share::kHeld) packs_[k] = pack;
+    }
+  }
   __device__ Pack<T> pack(int k) const {
     if constexpr (Share::kHeld) {
       return packs_[k];

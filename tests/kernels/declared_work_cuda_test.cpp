@@ -135,8 +135,14 @@ TEST_F(DeclaredWork, OfNorms) {
   const Tensor x = rows(), y = rows(), dy = rows(), dx = rows(), gain = row(), bias = row(),
                mean = row(DType::fp32, kRows), scale = row(DType::fp32, kRows),
                dgain = row(DType::fp32), dbias = row(DType::fp32);
-  expect_declared([&](Stream& s) { layernorm_forward(y, mean, scale, x, gain, bias, 1e-5f, s); });
-  expect_declared([&](Stream& s) { rmsnorm_forward(y, scale, x, gain, 1e-5f, s); });
+  expect_declared(
+      [&](Stream& s) { layernorm_forward(y, mean, scale, x, {}, gain, bias, 1e-5f, s); });
+  expect_declared([&](Stream& s) { rmsnorm_forward(y, scale, x, {}, gain, 1e-5f, s); });
+  const Tensor added = rows();
+  expect_declared([&](Stream& s) {
+    layernorm_forward(y, mean, scale, x, {added, added}, gain, bias, 1e-5f, s);
+  });
+  expect_declared([&](Stream& s) { rmsnorm_forward(y, scale, x, {added, added}, gain, 1e-5f, s); });
   // Partial sums are written and read.
   const auto partials = [](int64_t sums) {
     return 2.0 * static_cast<double>(cuda::norm_workspace_bytes(kRows / 4, kChannels, sums));
