@@ -36,7 +36,6 @@ class Run {
 
   void open_run_folder();
   void describe(const Start& start);
-  void measure_peak();
 
   std::optional<Evaluation> evaluate_when_due(bool stop);
   void report(const StepResult& result, double step_seconds,
@@ -52,6 +51,7 @@ class Run {
   const TrainConfig& config_;
   Communicator& communicator_;
   const Dataset& dataset_;
+  const double peak_flops_;  // a second, of all workers together; measured in memory now free again
   Training training_;
 
   const TokenStream* validation_ = nullptr;  // none: the dataset has no validation text
@@ -60,7 +60,6 @@ class Run {
   std::optional<MetricsFile> metrics_;  // the first worker's
   Progress progress_;
 
-  double peak_flops_ = 0;  // a second, of all workers together
   int64_t first_step_ = 0;
   Clock::time_point second_step_start_;
   double tokens_per_second_ = 0;  // smoothed

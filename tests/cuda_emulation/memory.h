@@ -25,8 +25,10 @@ void make_live(void* address);
 bool release(void* address, MemoryKind kind);
 void register_memory(void* address, size_t size);  // of the host, as if it were pinned
 
-size_t device_memory_used();
+size_t device_memory_used();   // by other programs, too
 size_t device_memory_total();  // LOCKSTEP_EMULATION_MEMORY_MB, or an H100's
+// The first time, another program takes LOCKSTEP_EMULATION_MEMORY_TAKEN_MB of it.
+void let_another_program_allocate();
 
 // Each reports cudaErrorIllegalAddress where it returns false. `user` is who would touch the
 // memory.
