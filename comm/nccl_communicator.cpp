@@ -173,6 +173,24 @@ class NcclCommunicator : public Communicator {
   }
   void barrier() override { working_host().barrier(); }
 
+  // NCCL demands that all workers' buffers of an operation are registered, or none.
+  Registration register_memory(const Tensor& data) override {
+    if (size() == 1 || data.empty()) return nullptr;
+    void* handle = nullptr;
+    {
+      const std::lock_guard lock(nccl_mutex_);
+      if (communicator_ == nullptr ||
+          ncclCommRegister(communicator_, data.data(), static_cast<size_t>(data.size_bytes()),
+                           &handle) != ncclSuccess) {
+        handle = nullptr;
+      }
+    }
+    Registration mine(handle, [this](void* registered) { deregister(registered); });
+    double registered = handle != nullptr ? 1 : 0;
+    all_reduce(&registered, 1, ReduceOp::min);
+    return registered == 1 ? mine : nullptr;
+  }
+
   std::unique_ptr<Communicator> duplicate() override {
     throw_if_failed();
     return std::make_unique<NcclCommunicator>(host_, deadline_s_);
@@ -210,6 +228,12 @@ class NcclCommunicator : public Communicator {
     check_nccl(ncclCommInitRankConfig(&communicator, size(), id, rank(), &config), "starting");
     communicator_ = communicator;
     settle("starting NCCL");
+  }
+
+  // Whoever aborts a communicator has ended its registrations, too.
+  void deregister(void* handle) {
+    const std::lock_guard lock(nccl_mutex_);
+    if (handle != nullptr && communicator_ != nullptr) ncclCommDeregister(communicator_, handle);
   }
 
   // Until a call that NCCL has only begun is complete.
@@ -355,6 +379,20 @@ std::unique_ptr<Communicator> nccl_communicator(Communicator& host, double deadl
 void let_workers_share_gpus(int rank) {
   constexpr int kKeepTheUsers = 0;
   setenv("NCCL_HOSTID", fmt::format("lockstep-worker-{}", rank).c_str(), kKeepTheUsers);
+}
+
+void use_nccl_memory() {
+  const auto allocate = [](int64_t size_bytes) {
+    void* memory = nullptr;
+    if (ncclMemAlloc(&memory, static_cast<size_t>(size_bytes)) != ncclSuccess) {
+      throw OutOfGpuMemory(
+          "out of device memory: {:.1f} MiB for NCCL were refused; {:.1f} are free",
+          static_cast<double>(size_bytes) / 1048576,
+          static_cast<double>(free_gpu_memory()) / 1048576);
+    }
+    return memory;
+  };
+  set_peer_memory({allocate, [](void* memory) { ncclMemFree(memory); }});
 }
 
 LibraryVersion nccl_version() {

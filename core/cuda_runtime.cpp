@@ -54,10 +54,14 @@ cudaEvent_t event_of(void* event) { return static_cast<cudaEvent_t>(event); }
 void* allocate(int64_t size_bytes) {
   void* memory = nullptr;
   check_memory(cudaMalloc(&memory, static_cast<size_t>(size_bytes)), "device", size_bytes);
+  clear(memory, size_bytes);
+  return memory;
+}
+
+void clear(void* memory, int64_t size_bytes) {
   check(cudaMemset(memory, 0, static_cast<size_t>(size_bytes)), "clearing memory");
   // Streams that do not wait for the default stream may use it at once.
   check(cudaStreamSynchronize(nullptr), "clearing memory");
-  return memory;
 }
 
 void* allocate_pinned(int64_t size_bytes) {

@@ -9,8 +9,9 @@
 namespace lockstep::cuda {
 
 // Zeroed once they return. Throw OutOfGpuMemory when there is not enough.
-void* allocate(int64_t size_bytes);         // device memory
-void* allocate_pinned(int64_t size_bytes);  // host memory that devices reach
+void* allocate(int64_t size_bytes);            // device memory
+void* allocate_pinned(int64_t size_bytes);     // host memory that devices reach
+void clear(void* memory, int64_t size_bytes);  // to zero, for work of any stream from here on
 // Nothing that is enqueued may use it any more: they need not wait.
 void release(void* memory) noexcept;
 void release_pinned(void* memory) noexcept;

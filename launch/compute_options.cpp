@@ -104,7 +104,10 @@ std::unique_ptr<Communicator> device_communicator([[maybe_unused]] Device device
                                                   [[maybe_unused]] Communicator& world,
                                                   [[maybe_unused]] double deadline_s) {
   if constexpr (kCudaIsBuilt) {
-    if (device == Device::cuda) return nccl_communicator(world, deadline_s);
+    if (device == Device::cuda) {
+      if (world.size() > 1) use_nccl_memory();
+      return nccl_communicator(world, deadline_s);
+    }
   }
   return nullptr;
 }

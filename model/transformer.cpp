@@ -136,9 +136,10 @@ Transformer::Implementation::Implementation(const ModelConfig& config, const Opt
     : config_(config),
       table_(config),
       options_(resolved(config, options, table_.size())),
-      weights_(options_.precision, {options_.padded_size}, options_.device),
-      gradients_(options_.training ? Buffer(DType::fp32, {options_.padded_size}, options_.device)
-                                   : Buffer()),
+      weights_(Buffer::for_peers(options_.precision, {options_.padded_size}, options_.device)),
+      gradients_(options_.training
+                     ? Buffer::for_peers(DType::fp32, {options_.padded_size}, options_.device)
+                     : Buffer()),
       keep_(keep_of(options_)),
       staging_(options_.device, options_.micro_batch_size, options_.sequence_length),
       stream_(options_.device) {

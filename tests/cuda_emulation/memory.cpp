@@ -34,6 +34,8 @@ struct Allocation {
   MemoryKind kind;
   State state;
   size_t span;  // with its red zones, from `kRedZone` bytes before it
+  bool of_nccl = false;
+  int holders = 0;
 };
 
 // Addresses are given out once: one that was freed faults when it has left the quarantine.
@@ -147,6 +149,7 @@ void free_now(std::map<uintptr_t, Allocation>::iterator at) {
   Allocation& a = at->second;
   const std::string damage = red_zone_damage(at->first, a, a.span);
   if (!damage.empty()) report(cudaErrorIllegalAddress, "freed memory: something " + damage);
+  if (a.holders > 0) report(cudaErrorInvalidValue, "freed memory is registered with NCCL");
   a.state = State::freed;
   poison(at->first, a);
   if (a.kind == MemoryKind::device) m.device_bytes -= a.size;
@@ -209,11 +212,14 @@ void make_live(void* address) {
   poison(number(address), a);
 }
 
-bool release(void* address, MemoryKind kind) {
+namespace {
+
+bool release(void* address, MemoryKind kind, bool of_nccl) {
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
   const auto at = m.allocations.find(number(address));
-  if (at == m.allocations.end() || at->second.state != State::live || at->second.kind != kind) {
+  if (at == m.allocations.end() || at->second.state != State::live || at->second.kind != kind ||
+      at->second.of_nccl != of_nccl) {
     return false;
   }
   if (kind == MemoryKind::registered) {
@@ -222,6 +228,35 @@ bool release(void* address, MemoryKind kind) {
     free_now(at);
   }
   return true;
+}
+
+}  // namespace
+
+bool release(void* address, MemoryKind kind) { return release(address, kind, false); }
+
+void* allocate_for_nccl(size_t size) {
+  void* address = allocate(size, MemoryKind::device);
+  const std::lock_guard lock(memory().mutex);
+  if (address != nullptr) memory().allocations.at(number(address)).of_nccl = true;
+  return address;
+}
+bool release_for_nccl(void* address) { return release(address, MemoryKind::device, true); }
+
+bool hold(const void* begin, size_t size) {
+  const std::lock_guard lock(memory().mutex);
+  const auto at = find(begin);
+  if (at == memory().allocations.end() || at->second.state != State::live ||
+      at->second.kind != MemoryKind::device || number(begin) + size > at->first + at->second.size) {
+    return false;
+  }
+  at->second.holders++;
+  return true;
+}
+
+void let_go(const void* begin) {
+  const std::lock_guard lock(memory().mutex);
+  const auto at = find(begin);
+  if (at != memory().allocations.end()) at->second.holders--;
 }
 
 void register_memory(void* address, size_t size) {

@@ -8,6 +8,7 @@ namespace {
 
 using nlohmann::json;
 using testing::HasSubstr;
+using testing::Not;
 
 World& world = World::get();
 
@@ -114,6 +115,22 @@ TEST_F(Cuda, WorkersThatShareAGpuGetTheSameBits) {
   EXPECT_EQ(losses("alone"), losses("shared"));
   const Result same =
       run({"checkpoint", "diff", world.path("alone").string(), world.path("shared").string()});
+  EXPECT_EQ(same.code, 0) << same.out << same.err;
+}
+
+// Where one worker's NCCL registers no memory, none does; and nothing else is different.
+TEST_F(Cuda, WithAndWithoutMemoryThatNcclKnows) {
+  Options options = gpus(2, 2);
+  options.environment.push_back("LOCKSTEP_EMULATION_LEAKS=fail");
+  const Result with = train("registered", {"--device", "cuda"}, options);
+  options.prelude = "[ $OMPI_COMM_WORLD_RANK = 0 ] || export NCCL_LOCAL_REGISTER=0";
+  const Result without = train("not_registered", {"--device", "cuda"}, options);
+  for (const Result& result : {with, without}) {
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_THAT(result.err, Not(HasSubstr("emulated device:")));
+  }
+  const Result same = run({"checkpoint", "diff", world.path("registered").string(),
+                           world.path("not_registered").string()});
   EXPECT_EQ(same.code, 0) << same.out << same.err;
 }
 
