@@ -395,14 +395,32 @@ void use_nccl_memory() {
   set_peer_memory({allocate, [](void* memory) { ncclMemFree(memory); }});
 }
 
+namespace {
+
+// NCCL counts 10000 * major + 100 * minor + patch, since its version 2.9.
+std::string version_text(int version) {
+  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
+int loaded_version() {  // 0: there is none
+  int version = 0;
+  return ncclGetVersion(&version) == ncclSuccess ? version : 0;
+}
+
+}  // namespace
+
 LibraryVersion nccl_version() {
-  // NCCL counts 10000 * major + 100 * minor + patch, since its version 2.9.
-  const auto text = [](int version) {
-    return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
-  };
-  int loaded = 0;
-  const bool known = ncclGetVersion(&loaded) == ncclSuccess;
-  return {text(NCCL_VERSION_CODE), known ? text(loaded) : ""};
+  const int loaded = loaded_version();
+  return {version_text(NCCL_VERSION_CODE), loaded == 0 ? "" : version_text(loaded)};
+}
+
+std::string nccl_obstacle() {
+  constexpr int kOldest = NCCL_VERSION(2, 19, 0);  // which has ncclCommRegister
+  const int loaded = loaded_version();
+  if (loaded == 0) return fmt::format("no NCCL: {}", ncclGetLastError(nullptr));
+  if (loaded >= kOldest) return "";
+  return fmt::format("NCCL {} is too old: {} or newer is needed", version_text(loaded),
+                     version_text(kOldest));
 }
 
 }  // namespace lockstep

@@ -27,5 +27,7 @@ void use_nccl_memory();
 
 // "2.28.9". Defined in a build with CUDA only.
 LibraryVersion nccl_version();
+// Why NCCL is not to be used: it is not found, or too old; empty where it is. Likewise.
+std::string nccl_obstacle();
 
 }  // namespace lockstep

@@ -181,7 +181,9 @@ void print_libraries(const json& worker) {
   line("  cuBLASLt", versions(cuda["cublaslt"]["loaded"], cuda["cublaslt"]["built"]));
   const std::string cudnn = cuda["cudnn"]["version"], obstacle = cuda["cudnn"]["obstacle"];
   line("  cuDNN", obstacle.empty() ? cudnn : obstacle);
-  line("  NCCL", versions(cuda["nccl"]["loaded"], cuda["nccl"]["built"]));
+  const std::string no_nccl = cuda["nccl"]["obstacle"];
+  line("  NCCL",
+       no_nccl.empty() ? versions(cuda["nccl"]["loaded"], cuda["nccl"]["built"]) : no_nccl);
 }
 
 void print_rates(const json& workers) {

@@ -51,7 +51,8 @@ void find_in_driver(const std::string& host, const json& cuda, bool has_gpu,
   }
 }
 
-void find_in_libraries(const std::string& host, const json& cuda, std::vector<Finding>& findings) {
+void find_in_libraries(const std::string& host, const json& cuda, bool several,
+                       std::vector<Finding>& findings) {
   const auto numbers = [](const std::string& version) {
     std::array<int, 3> parts{};
     std::sscanf(version.c_str(), "%d.%d.%d", &parts[0], &parts[1], &parts[2]);
@@ -59,6 +60,13 @@ void find_in_libraries(const std::string& host, const json& cuda, std::vector<Fi
   };
   for (const auto& [key, library] : {std::pair{"cublaslt", "cuBLASLt"}, {"nccl", "NCCL"}}) {
     const std::string built = cuda[key]["built"], loaded = cuda[key]["loaded"];
+    const std::string obstacle = cuda[key].value("obstacle", "");
+    if (!obstacle.empty()) {
+      findings.push_back({several && !cuda["gpus"].empty(),
+                          fmt::format("{}: several workers cannot use GPUs: {}", host, obstacle),
+                          "name the folder of its library first in LD_LIBRARY_PATH"});
+      continue;
+    }
     if (!loaded.empty() && numbers(loaded) >= numbers(built)) continue;
     findings.push_back(
         {false,
@@ -116,6 +124,7 @@ json examine_gpus([[maybe_unused]] MpiSession& session) {
     cuda["runtime_built"] = versions.runtime_built;
     cuda["cublaslt"] = to_json(kernels::cublaslt_version());
     cuda["nccl"] = to_json(nccl_version());
+    cuda["nccl"]["obstacle"] = nccl_obstacle();
     const int count = cuda_device_count();
     for (int i = 0; i < count; i++) {
       const Gpu gpu = this_gpu(i);
@@ -186,7 +195,7 @@ void find_in_gpus(const std::string& host, const std::vector<json>& workers,
     return;
   }
   find_in_driver(host, cuda, has_gpu, findings);
-  find_in_libraries(host, cuda, findings);
+  find_in_libraries(host, cuda, workers.size() > 1, findings);
   find_in_cudnn(host, cuda, findings);
   const std::vector<json> gpus = gpus_of(workers);
   const auto count = static_cast<int>(gpus.size());

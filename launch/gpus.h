@@ -12,7 +12,8 @@ namespace lockstep::launch {
 // This worker's part of the report:
 //   built            whether this program was built with CUDA; without, there is nothing more
 //   driver, runtime, runtime_built   as CudaVersions (core/device.h)
-//   cublaslt, nccl   {built, loaded}, as LibraryVersion
+//   cublaslt, nccl   {built, loaded}, as LibraryVersion; and of NCCL `obstacle`, why it is of no
+//                    use, or ""
 //   cudnn            {version, obstacle}: "9.19.0", and why attention is not by it, or ""
 //   gpus             all that this process sees: {id, name, architecture, memory_bytes}
 //   gpu              which of them this worker computes on (worker_gpus.h); -1: none

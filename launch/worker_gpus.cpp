@@ -102,6 +102,15 @@ void take_gpu(bool share, MpiSession* session) {
     if (const std::string what = too_old(mine.index); !what.empty()) {
       throw DeviceError("{}\nhide it by CUDA_VISIBLE_DEVICES, or use --device cpu", what);
     }
+    if constexpr (kCudaIsBuilt) {
+      const std::string obstacle =
+          session == nullptr || session->size() == 1 ? "" : nccl_obstacle();
+      if (!obstacle.empty()) {
+        throw DeviceError(
+            "{}\nseveral workers on GPUs need it: name its folder first in LD_LIBRARY_PATH",
+            obstacle);
+      }
+    }
     set_cuda_device(mine.index);
   };
   if (session == nullptr) return take();

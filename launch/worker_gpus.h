@@ -28,7 +28,8 @@ std::vector<GpuChoice> deal_gpus(const std::vector<std::vector<std::string>>& se
 GpuChoice choose_gpu(MpiSession* session);
 
 // Makes that GPU the current one, ready for several workers where they share it. Throws DeviceError
-// where they may not (`share`), and when it is too old. Collective where there is a session.
+// where they may not (`share`), when it is too old, and when several workers have no NCCL.
+// Collective where there is a session.
 void take_gpu(bool share, MpiSession* session);
 
 // Something that decides which bits a worker computes: {"GPU", "NVIDIA H100, ..."}.

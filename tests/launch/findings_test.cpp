@@ -178,6 +178,15 @@ TEST(Findings, WorkersThatSeeEachAGpuOfTheirOwn) {
   EXPECT_TRUE(problems(workers).empty());
 }
 
+TEST(Findings, WithoutNccl) {
+  json report = cuda(2);
+  report["nccl"] = {{"built", "2.28.9"}, {"loaded", ""}, {"obstacle", "no NCCL: not found"}};
+  expect_one(two_workers_with(report), "a: several workers cannot use GPUs: no NCCL: not found",
+             "LD_LIBRARY_PATH", true);
+  json alone = json::array({two_workers_with(report)[0]});
+  expect_one(alone, "no NCCL: not found", "LD_LIBRARY_PATH", false);
+}
+
 TEST(Findings, WithoutCudnn) {
   json report = cuda(2);
   report["cudnn"] = {{"version", ""}, {"obstacle", "no cuDNN: libcudnn.so.9 is missing"}};

@@ -118,6 +118,20 @@ TEST_F(Cuda, WorkersThatShareAGpuGetTheSameBits) {
   EXPECT_EQ(same.code, 0) << same.out << same.err;
 }
 
+TEST_F(Cuda, NcclMissingOrTooOld) {
+  for (const auto& [version, what] :
+       {std::pair{"0", "no NCCL: libnccl.so.2 is not found"},
+        {"21803", "NCCL 2.18.3 is too old: 2.19.0 or newer is needed"}}) {
+    Options options = gpus(2, 2);
+    options.environment.push_back(std::string("LOCKSTEP_EMULATION_NCCL=") + version);
+    expect_error(train("no_nccl", {"--device", "cuda"}, options), 4, {what, "LD_LIBRARY_PATH"});
+    EXPECT_FALSE(std::filesystem::exists(world.path("no_nccl")));
+    EXPECT_TRUE(has_problem(doctor(options, 4), what));
+    options.workers = 1;  // which needs none
+    EXPECT_EQ(train(std::string("alone") + version, {"--device", "cuda"}, options).code, 0);
+  }
+}
+
 // Where one worker's NCCL registers no memory, none does; and nothing else is different.
 TEST_F(Cuda, WithAndWithoutMemoryThatNcclKnows) {
   Options options = gpus(2, 2);
