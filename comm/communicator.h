@@ -34,6 +34,12 @@ class Communicator {
   virtual void broadcast(std::string& text, int root) = 0;
   virtual std::vector<std::string> gather(const std::string& text) = 0;  // by rank, at rank 0
   virtual void barrier() = 0;
+  // Lets operations on parts of `data` go without copies in between, where the transport can, as
+  // long as the result lives; results are the same. It must end before the memory and the
+  // communicator do, and after what was enqueued. To be had of every buffer of an operation or of
+  // none. Collective.
+  using Registration = std::shared_ptr<void>;
+  virtual Registration register_memory(const Tensor&) { return nullptr; }
   // An independent communicator over the same workers, for use by another thread.
   virtual std::unique_ptr<Communicator> duplicate() = 0;
   // What the operations from here on are for, as errors shall name it: "all-to-all {purpose}".

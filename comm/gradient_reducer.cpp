@@ -31,7 +31,11 @@ class GradientReducer::Implementation {
       CHECK(sharding.virtual_workers() == sharding.workers() && dtype == DType::fp32);
     } else {
       ordered_.emplace(sharding, gradients, dtype);
+      for (const Tensor& buffer : ordered_->buffers()) {
+        registered_.push_back(communicator_->register_memory(buffer));
+      }
     }
+    registered_.push_back(communicator_->register_memory(gradients));
     if (sharding.workers() > 1 && stream.device() == Device::cpu) {
       thread_ = std::thread([this] { work(); });
     }
@@ -148,11 +152,12 @@ class GradientReducer::Implementation {
   const Sharding sharding_;
   const std::vector<Range> group_ranges_;
   std::unique_ptr<Communicator> communicator_;
-  Stream& backward_stream_;  // in which gradients become complete
-  Stream stream_;            // of the reductions; it ends before the communicator
-  Event complete_, joined_;
   std::optional<OrderedReduction> ordered_;  // none: the library's all-reduce
-  int64_t complete_from_ = -1;               // -1: nothing yet
+  std::vector<Communicator::Registration> registered_;
+  Stream& backward_stream_;  // in which gradients become complete
+  Stream stream_;            // of the reductions; it ends before all that its work uses
+  Event complete_, joined_;
+  int64_t complete_from_ = -1;  // -1: nothing yet
   int virtual_workers_done_ = 0;
 
   std::thread thread_;

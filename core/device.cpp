@@ -189,6 +189,11 @@ Gpu this_gpu([[maybe_unused]] int index) {
   return gpu;
 }
 
+int64_t free_gpu_memory() {
+  if constexpr (kCudaIsBuilt) return cuda::free_memory();
+  return 0;
+}
+
 CudaVersions cuda_versions() {
   CudaVersions found;
   if constexpr (kCudaIsBuilt) found = cuda::versions();

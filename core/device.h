@@ -117,11 +117,14 @@ void set_cuda_device(int index);
 int cuda_device();  // the calling thread's
 
 struct Gpu {
+  std::string id;  // the same in every process that sees it, and no other's: "GPU-5a3f..."
   std::string name;
   int architecture = 0;  // 10 * major + minor of its compute capability
+  int multiprocessors = 0;
   int64_t memory_bytes = 0;
 };
 Gpu this_gpu(int index);
+int64_t free_gpu_memory();  // bytes, of the calling thread's; other programs may take them
 
 // Of a library: what this program was compiled against, and what is loaded; "" when unknown.
 struct LibraryVersion {

@@ -76,6 +76,8 @@ class Buffer {
   Buffer(DType dtype, Shape shape, Device device = Device::cpu);
   // The CPU's memory, but such that `device` copies from and to it while the host goes on.
   static Buffer pinned(DType dtype, Shape shape, Device device);
+  // What is sent to other workers or received from them: on a GPU by set_peer_memory.
+  static Buffer for_peers(DType dtype, Shape shape, Device device);
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   ~Buffer();
@@ -87,12 +89,24 @@ class Buffer {
   Tensor tensor(DType dtype, Shape shape, int64_t offset_bytes = 0) const;
 
  private:
+  // Pages of the system, or addresses of a rehearsal; by cuda_runtime.h; by the PeerMemory.
+  enum class Source { pages, device, pinned, peers };
+  Buffer(int64_t size_bytes, Device device, Source source);
+
   void* data_ = nullptr;
   int64_t size_bytes_ = 0;
   Device device_ = Device::cpu;
-  bool pinned_ = false;
-  bool mapped_ = false;  // pages of the system's, or addresses of a rehearsal
+  Source source_ = Source::pages;
   Tensor view_;
 };
+
+// How a GPU's memory is had that other GPUs reach directly: the library that connects them knows.
+// `allocate` need not clear it, and throws OutOfGpuMemory.
+struct PeerMemory {
+  void* (*allocate)(int64_t size_bytes);
+  void (*release)(void* memory);
+};
+// For buffers that are made from here on; until then they have memory like any other.
+void set_peer_memory(const PeerMemory& memory);
 
 }  // namespace lockstep

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/range.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/dots.h"
@@ -345,7 +346,7 @@ void attention_forward(const Tensor& y, const Tensor& lse, const Tensor& qkv, co
   const int64_t sequences = qkv.dim(0), tokens = qkv.dim(1);
   const int64_t group = heads.num_heads / heads.num_kv_heads;
   const int64_t kv_heads = sequences * heads.num_kv_heads;
-  const int64_t segments = (tokens + kSegment - 1) / kSegment;
+  const int64_t segments = pieces(tokens, kSegment);
   // The longest segments first, so that threads end together.
   parallel_for(segments * kv_heads, 1, [&](int64_t task, int64_t) {
     const int64_t segment = segments - 1 - task / kv_heads;
@@ -403,7 +404,7 @@ void attention_with_cache(const Tensor& y, const Tensor& key_cache, const Tensor
     });
     return;
   }
-  const int64_t segments = (tokens + kSegment - 1) / kSegment;
+  const int64_t segments = pieces(tokens, kSegment);
   parallel_for(segments * heads.num_kv_heads, 1, [&](int64_t task, int64_t) {
     const int64_t begin = (segments - 1 - task / heads.num_kv_heads) * kSegment;
     const int64_t kv = task % heads.num_kv_heads, end = std::min(tokens, begin + kSegment);

@@ -43,7 +43,7 @@ void add_dropped(const Tensor& out, const Tensor& residual, const Tensor& x,
   const int64_t sequences = x.dim(0), length = sequences == 0 ? 0 : x.size() / sequences;
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const int64_t packs = packs_for(length, Pack<T>::kSize);
+    const int64_t packs = pieces(length, Pack<T>::kSize);
     launch({residual.empty() ? "dropout" : "residual_add", bytes_of(out, residual, x)},
            add_dropped_kernel<T>, dim3(blocks_for(sequences * packs, kThreads)), dim3(kThreads), 0,
            stream, out.as<T>(), residual.empty() ? nullptr : residual.as<T>(), x.as<T>(),

@@ -1,10 +1,12 @@
 #include "model/activations.h"
 
+#include "core/range.h"
+
 namespace lockstep {
 
 Tensor Arena::take(DType dtype, Shape shape) {
   constexpr int64_t kCacheLine = 64;
-  const int64_t begin = (end_ + kCacheLine - 1) / kCacheLine * kCacheLine;
+  const int64_t begin = round_up(end_, kCacheLine);
   end_ = begin + shape.size() * lockstep::size_bytes(dtype);
   return buffer_ == nullptr ? Tensor() : buffer_->tensor(dtype, shape, begin);
 }

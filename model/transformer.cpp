@@ -140,9 +140,10 @@ Transformer::Implementation::Implementation(const ModelConfig& config, const Opt
     : config_(config),
       table_(config),
       options_(resolved(config, options, table_.size())),
-      weights_(options_.precision, {options_.padded_size}, options_.device),
-      gradients_(options_.training ? Buffer(DType::fp32, {options_.padded_size}, options_.device)
-                                   : Buffer()),
+      weights_(Buffer::for_peers(options_.precision, {options_.padded_size}, options_.device)),
+      gradients_(options_.training
+                     ? Buffer::for_peers(DType::fp32, {options_.padded_size}, options_.device)
+                     : Buffer()),
       keep_(keep_of(options_)),
       inputs_(DType::int32, inputs_shape(options_), options_.device),
       stream_(options_.device) {

@@ -19,6 +19,15 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// Of the matrix products of all workers together, FLOP/s.
+double measure_peak(const TrainConfig& config, Communicator& communicator) {
+  communicator.set_purpose("before measuring the machine's rate");
+  communicator.barrier();  // workers that share a machine measure at the same time
+  double flops = kernels::measured_product_rate(config.precision, config.device);
+  communicator.all_reduce(&flops, 1, ReduceOp::sum);
+  return flops;
+}
+
 // For what other workers write: as for all else that they are waited for, within reason.
 std::chrono::milliseconds patience(const TrainConfig& config) {
   return std::chrono::milliseconds(
@@ -37,6 +46,7 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
     : config_(config),
       communicator_(communicator),
       dataset_(dataset),
+      peak_flops_(measure_peak(config, communicator)),
       training_(config, communicator, dataset, start, stop_requested),
       checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep,
                    patience(config)),
@@ -102,7 +112,6 @@ ExitCode Run::train() {
                     config_.run.string(), state().step));
     return ExitCode::done;
   }
-  measure_peak();
   bool stop = false;
   auto start = Clock::now();
   while (!finished() && !stop) {
@@ -134,13 +143,6 @@ ExitCode Run::train() {
 bool Run::pause_due() const {
   return finished() || due(config_.check_replicas) || due(config_.evaluate_every) ||
          due(config_.checkpoint_every) || state().lost_steps >= kLostStepsAllowed;
-}
-
-void Run::measure_peak() {
-  communicator_.set_purpose("before measuring the machine's rate");
-  communicator_.barrier();  // workers that share a machine measure at the same time
-  peak_flops_ = kernels::measured_product_rate(config_.precision, config_.device);
-  communicator_.all_reduce(&peak_flops_, 1, ReduceOp::sum);
 }
 
 std::optional<Evaluation> Run::evaluate_when_due(bool stop) {

@@ -38,7 +38,6 @@ class Run {
   void open_run_folder();
   void describe(const Start& start);
   void note(const std::vector<std::string>& texts);
-  void measure_peak();
 
   std::optional<Evaluation> evaluate_when_due(bool stop);
   void report(const StepResult& result, double step_seconds,
@@ -57,6 +56,7 @@ class Run {
   const TrainConfig& config_;
   Communicator& communicator_;
   const Dataset& dataset_;
+  const double peak_flops_;  // a second, of all workers together; measured in memory now free again
   Training training_;
 
   const TokenStream* validation_ = nullptr;  // none: the dataset has no validation text
@@ -66,7 +66,6 @@ class Run {
   ProductRecord products_;
   Progress progress_;
 
-  double peak_flops_ = 0;  // a second, of all workers together
   int64_t first_step_ = 0;
   Clock::time_point second_step_start_;
   double tokens_per_second_ = 0;  // smoothed

@@ -62,6 +62,7 @@ class Training {
   LossScaler scaler_;
   Transformer model_;
   AdamW optimizer_;
+  Communicator::Registration weights_registered_;
   // Ends after the reducer, which gives up on peers that do not come, and before the memory that
   // the enqueued work uses.
   struct Drain {

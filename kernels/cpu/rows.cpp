@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/range.h"
+
 namespace lockstep::kernels::cpu {
 namespace {
 
@@ -34,7 +36,7 @@ LOCKSTEP_CLONES void add_rounded(T* out, const T* a, const T* b, int64_t n) {
 }  // namespace
 
 RowPartials::RowPartials(int64_t rows, int64_t columns)
-    : blocks_((rows + kRowBlock - 1) / kRowBlock), columns_(columns) {
+    : blocks_(pieces(rows, kRowBlock)), columns_(columns) {
   thread_local std::vector<float> memory;
   if (memory.size() < static_cast<size_t>(blocks_ * columns_)) memory.resize(blocks_ * columns_);
   data_ = memory.data();

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "kernels/attention.h"
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/packs.cuh"
 
 // What attention's kernels share: tiles of one head's rows in shared memory, in fp32 whatever the
 // storage, and products of tiles. 256 threads stand 16 x 16 over a product (Tiles::rows x
@@ -80,15 +80,8 @@ struct BlockRows {
 // Elements [d, d + Pack<T>::kSize) of a row of head_dim elements; zeros follow its last.
 template <class T>
 __device__ Pack<T> load_pack(const T* row, int d, const AttentionSizes& sizes) {
-  if (sizes.in_packs) {
-    return d < sizes.head_dim ? *reinterpret_cast<const Pack<T>*>(row + d) : Pack<T>{};
-  }
-  Pack<T> pack;
-#pragma unroll
-  for (int i = 0; i < Pack<T>::kSize; i++) {
-    pack.value[i] = d + i < sizes.head_dim ? row[d + i] : T{};
-  }
-  return pack;
+  if (!sizes.in_packs) return load_pack<false>(row, d, sizes.head_dim);
+  return d < sizes.head_dim ? load_pack<true>(row, d, sizes.head_dim) : Pack<T>{};
 }
 
 // tile (kRows, kHeadDim) = factor * the first `count` rows, `stride` elements apart; zeros follow.
