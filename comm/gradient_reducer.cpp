@@ -45,7 +45,7 @@ class GradientReducer::Implementation {
     {
       std::lock_guard lock(mutex_);
       // A step that failed half-way: the peers may never come.
-      const bool half_way = complete_from_ != -1 || ready_ != 0 || std::uncaught_exceptions() > 0;
+      const bool half_way = complete_from_ != -1 || ready_ != 0;
       if (half_way) communicator_->cancel();
       stopping_ = true;
     }
@@ -87,6 +87,8 @@ class GradientReducer::Implementation {
   }
 
   void launched(const std::string& what, Stream& stream) { communicator_->launched(what, stream); }
+
+  void cancel() { communicator_->cancel(); }
 
   void check() { communicator_->check(); }
 
@@ -183,6 +185,8 @@ void GradientReducer::finish() { implementation_->finish(); }
 void GradientReducer::launched(const std::string& what, Stream& stream) {
   implementation_->launched(what, stream);
 }
+
+void GradientReducer::cancel() { implementation_->cancel(); }
 
 void GradientReducer::check() { implementation_->check(); }
 

@@ -42,6 +42,9 @@ class GradientReducer {
   // A Graph that holds all these reductions was launched in the stream (Communicator::launched).
   void launched(const std::string& what, Stream& stream);
 
+  // From any thread: gives up on peers that do not come (Communicator::cancel).
+  void cancel();
+
   // Once the stream was synchronised after finish(): throws when a reduction failed meanwhile.
   void check();
 

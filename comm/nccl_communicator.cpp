@@ -77,6 +77,7 @@ class NcclCommunicator : public Communicator {
         watch();
       } catch (const std::exception& error) {
         fail(error.what());
+        abort();
       }
     });
   }
@@ -294,11 +295,17 @@ class NcclCommunicator : public Communicator {
     return host_;
   }
 
+  // It alone aborts NCCL while a step may be captured: NCCL then waits until graphs with operations
+  // of the communicator are destroyed, which is the business of the thread that has them.
   void watch() {
     std::unique_lock lock(mutex_);
     while (!stopping_) {
+      if (!failure_.empty()) {
+        lock.unlock();
+        return abort();
+      }
       if (pending_.empty()) {
-        changed_.wait(lock, [&] { return stopping_ || !pending_.empty(); });
+        changed_.wait(lock, [&] { return stopping_ || !pending_.empty() || !failure_.empty(); });
         continue;
       }
       // Before the event: what ends because of an error ends, too.
@@ -319,9 +326,11 @@ class NcclCommunicator : public Communicator {
             late ? fmt::format("was not done after {:.1f} s; {}", waited.count(), absent_workers())
                  : std::string(ncclGetErrorString(state));
         fail(fmt::format("{}: {}", what, reason));
-        return;
+        lock.lock();
+        continue;
       }
-      changed_.wait_for(lock, std::chrono::milliseconds(20), [&] { return stopping_; });
+      changed_.wait_for(lock, std::chrono::milliseconds(20),
+                        [&] { return stopping_ || !failure_.empty(); });
     }
   }
 
@@ -344,6 +353,7 @@ class NcclCommunicator : public Communicator {
            "more)";
   }
 
+  // Every later call throws; the thread that watches ends NCCL's kernels.
   void fail(const std::string& message) {
     {
       const std::lock_guard lock(mutex_);
@@ -351,13 +361,15 @@ class NcclCommunicator : public Communicator {
       failure_ = message;
       pending_.clear();
     }
-    abort();
+    changed_.notify_all();
   }
 
   // Ends NCCL's kernels, so that streams which wait for them go on.
   void abort() {
-    const std::lock_guard lock(nccl_mutex_);
-    if (ncclComm_t mine = std::exchange(communicator_, nullptr)) ncclCommAbort(mine);
+    std::unique_lock lock(nccl_mutex_);
+    const ncclComm_t mine = std::exchange(communicator_, nullptr);
+    lock.unlock();  // it may take a while, and others ask for the state
+    if (mine != nullptr) ncclCommAbort(mine);
   }
 
   void throw_if_failed() {

@@ -144,11 +144,12 @@ void begin_capture(void* stream) {
 
 void* end_capture(void* stream) {
   cudaGraph_t graph = nullptr;
-  check(cudaStreamEndCapture(stream_of(stream), &graph), "capturing a graph");
+  check(cudaStreamEndCapture(stream_of(stream), &graph),
+        "capturing a graph (--no-cuda-graph does without)");
   cudaGraphExec_t executable = nullptr;
   const cudaError_t code = cudaGraphInstantiate(&executable, graph, 0);
   cudaGraphDestroy(graph);
-  check(code, "making a graph ready");
+  check(code, "making a graph ready (--no-cuda-graph does without)");
   return executable;
 }
 

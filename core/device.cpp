@@ -28,7 +28,8 @@ Stream::Stream(Stream&& other) noexcept
       native_(std::exchange(other.native_, nullptr)),
       log_(other.log_),
       number_(other.number_),
-      workspaces_(std::exchange(other.workspaces_, {})) {}
+      workspaces_(std::exchange(other.workspaces_, {})),
+      num_workspace_moves_(other.num_workspace_moves_) {}
 
 Stream& Stream::operator=(Stream&& other) noexcept {
   std::swap(device_, other.device_);
@@ -36,6 +37,7 @@ Stream& Stream::operator=(Stream&& other) noexcept {
   std::swap(log_, other.log_);
   std::swap(number_, other.number_);
   std::swap(workspaces_, other.workspaces_);
+  std::swap(num_workspace_moves_, other.num_workspace_moves_);
   return *this;
 }
 
@@ -86,6 +88,7 @@ void* Stream::workspace(int64_t size_bytes, Workspace slot) {
       scratch.memory = cuda::allocate(size_bytes);
     }
     scratch.size_bytes = size_bytes;
+    num_workspace_moves_++;
   }
   return scratch.memory;
 }

@@ -54,6 +54,8 @@ class Stream {
   int64_t workspace_bytes(Workspace slot) const {  // that it has now
     return workspaces_[static_cast<size_t>(slot)].size_bytes;
   }
+  // How often some workspace has moved: a Graph that was captured before points to freed memory.
+  int num_workspace_moves() const { return num_workspace_moves_; }
 
  private:
   friend class Event;
@@ -68,6 +70,7 @@ class Stream {
   WorkLog* log_ = nullptr;               // of the rehearsal that this is part of
   int number_ = 0;                       // in the log
   std::array<Scratch, 3> workspaces_{};  // by Workspace
+  int num_workspace_moves_ = 0;
 };
 
 // A point in a stream. Movable only.

@@ -10,11 +10,11 @@ namespace lockstep {
 // device's. On the CPU there is only one, and nothing to copy.
 template <class T>
 class Mirrored {
-  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) % sizeof(int32_t) == 0);
+  static_assert(std::is_trivially_copyable_v<T>);
 
  public:
-  explicit Mirrored(Device device) : host_(Buffer::pinned(DType::int32, kWords, device)) {
-    if (device != Device::cpu) there_ = Buffer(DType::int32, kWords, device);
+  explicit Mirrored(Device device) : host_(Buffer::pinned(DType::int32, shape(), device)) {
+    if (device != Device::cpu) there_ = Buffer(DType::int32, shape(), device);
     host() = T();
   }
 
@@ -32,7 +32,7 @@ class Mirrored {
   int64_t device_bytes() const { return there_.size_bytes(); }
 
  private:
-  static inline const Shape kWords{sizeof(T) / sizeof(int32_t)};
+  static Shape shape() { return words<T>(nullptr, 1, Device::cpu).shape(); }
   Buffer host_, there_;
 };
 

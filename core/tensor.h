@@ -62,6 +62,18 @@ class Tensor {
   Shape shape_;
 };
 
+template <class T>
+T* data_or_null(const Tensor& x) {
+  return x.empty() ? nullptr : x.as<T>();
+}
+
+// `count` values of a type that tensors do not know, as 32-bit words to be moved.
+template <class T>
+Tensor words(T* data, int64_t count, Device device) {
+  static_assert(sizeof(T) % sizeof(int32_t) == 0);
+  return {data, DType::int32, {count * static_cast<int64_t>(sizeof(T) / sizeof(int32_t))}, device};
+}
+
 // out = x, of one size and dtype, on any devices. Enqueued in the stream where one of them is not
 // the CPU: the host's side must then be pinned, or else the call waits for the copy.
 void copy(const Tensor& out, const Tensor& x, Stream& stream);

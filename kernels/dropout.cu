@@ -46,10 +46,9 @@ void add_dropped(const Tensor& out, const Tensor& residual, const Tensor& x,
     const int64_t packs = pieces(length, Pack<T>::kSize);
     launch({residual.empty() ? "dropout" : "residual_add", bytes_of(out, residual, x)},
            add_dropped_kernel<T>, dim3(blocks_for(sequences * packs, kThreads)), dim3(kThreads), 0,
-           stream, out.as<T>(), residual.empty() ? nullptr : residual.as<T>(), x.as<T>(),
-           sequences * packs, packs, length,
-           in_packs<T>(length, out.data(), residual.data(), x.data()), mask, mask.threshold(),
-           mask.scale());
+           stream, out.as<T>(), data_or_null<T>(residual), x.as<T>(), sequences * packs, packs,
+           length, in_packs<T>(length, out.data(), residual.data(), x.data()), mask,
+           mask.threshold(), mask.scale());
   });
 }
 

@@ -67,8 +67,8 @@ void linear_forward(const Tensor& y, const Tensor& x, const Tensor& weight, cons
   if (x.rows() > kFewRows) return product_by_rows(y, x, weight, bias, true);
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    forward_few_rows(y, x.as<T>(), weight.as<T>(), bias.empty() ? nullptr : bias.as<T>(), x.rows(),
-                     x.cols(), y.cols());
+    forward_few_rows(y, x.as<T>(), weight.as<T>(), data_or_null<T>(bias), x.rows(), x.cols(),
+                     y.cols());
   });
 }
 

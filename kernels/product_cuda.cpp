@@ -76,6 +76,22 @@ void set(const Preference& preference, cublasLtMatmulPreferenceAttributes_t attr
         "asking for an algorithm");
 }
 
+std::string_view text(Epilogue::Kind kind) {
+  switch (kind) {
+    case Epilogue::Kind::none:
+      break;
+    case Epilogue::Kind::bias:
+      return ", bias";
+    case Epilogue::Kind::gelu:
+      return ", gelu";
+    case Epilogue::Kind::gelu_gradient:
+      return ", gelu gradient";
+    case Epilogue::Kind::row_sums:
+      return ", row sums";
+  }
+  return "";
+}
+
 // All that the choice of an algorithm depends on.
 struct Problem {
   DType operands, result;
@@ -92,15 +108,12 @@ struct Problem {
   }
   // Says all that is above: it is the problem's name in records of algorithms.
   std::string to_string() const {
-    constexpr std::string_view kEpilogues[] = {"", ", bias", ", gelu", ", gelu gradient",
-                                               ", row sums"};
     return fmt::format(
         "{} ({}, {}){} x ({}, {}){} {} {}{}{}; strides {} {} {} {}, alignment {} {} {} {} {}",
         name(operands), rows, inner, a_transposed ? "'" : "", inner, columns,
-        b_transposed ? "'" : "", adds ? "added to" : "into", name(result),
-        kEpilogues[static_cast<size_t>(epilogue)], with_vector ? ", vector" : "", a_stride,
-        b_stride, out_stride, aux_stride, a_alignment, b_alignment, out_alignment, vector_alignment,
-        aux_alignment);
+        b_transposed ? "'" : "", adds ? "added to" : "into", name(result), text(epilogue),
+        with_vector ? ", vector" : "", a_stride, b_stride, out_stride, aux_stride, a_alignment,
+        b_alignment, out_alignment, vector_alignment, aux_alignment);
   }
 };
 
@@ -272,7 +285,10 @@ struct Products {
     num_refused += was_given ? 1 : 0;
     const cublasStatus_t status = choose_algorithm(plan, problem);
     const bool found = status == CUBLAS_STATUS_SUCCESS;
-    if (!found && problem.must_be_solved()) {
+    // Any other failure says nothing of the problem, and must not decide bits.
+    const bool cannot =
+        status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+    if (!found && (problem.must_be_solved() || !cannot)) {
       throw DeviceError("cuBLASLt has no algorithm for the product {}: {}", key,
                         cublasLtGetStatusString(status));
     }
@@ -354,9 +370,8 @@ bool fused_product(const Matrix& out, const Operand& a, const Operand& b, const 
   const std::optional<Plan>& plan = all.plan(problem, out, a, b, epilogue);
   if (!plan) return false;
   set_addresses(plan->operation, epilogue);
-  void* workspace = plan->workspace_bytes == 0
-                        ? nullptr
-                        : stream.workspace(plan->workspace_bytes, Workspace::product);
+  // All that any product may ask for, from the first one on: it never moves.
+  void* workspace = stream.workspace(kProductWorkspaceBytes, Workspace::product);
   const float one = 1, beta = into == Into::add ? 1 : 0;
   const cublasStatus_t status = cublasLtMatmul(
       library(), plan->operation.get(), &one, b.matrix.data, plan->b.get(), a.matrix.data,

@@ -19,8 +19,8 @@ __global__ void __launch_bounds__(kThreads)
                       const Range* __restrict__ ranges, int64_t n) {
   constexpr int kSize = Pack<float>::kSize;
   __shared__ double scratch[kThreads / kWarpSize];
-  const Range range = ranges == nullptr ? Range{0, n} : ranges[blockIdx.y];
-  const int64_t begin = range.begin + int64_t{blockIdx.x} * kReduceBlock;
+  const Range range = ranges == nullptr ? Range{0, n} : ranges[blockIdx.x];
+  const int64_t begin = range.begin + int64_t{blockIdx.y} * kReduceBlock;
   const int64_t end = begin + kReduceBlock < range.end ? begin + kReduceBlock : range.end;
   const bool packed = reinterpret_cast<uintptr_t>(x + begin) % 16 == 0;
   double sum[kSize] = {};
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   });
   const double total = block_sum<kThreads>((sum[0] + sum[1]) + (sum[2] + sum[3]), scratch);
-  if (threadIdx.x == 0) sums[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = total;
+  if (threadIdx.x == 0) sums[int64_t{blockIdx.x} * gridDim.y + blockIdx.y] = total;
 }
 
 // totals[r] += the sum of the `count` numbers of range r: neighbours are added up until one number
@@ -64,7 +64,7 @@ void add_sums(double* totals, const Tensor& x, const Range* ranges, int64_t coun
   auto* sums = static_cast<double*>(stream.workspace(sums_bytes));
   const auto moved = static_cast<double>(sums_bytes);
   launch({kSquares ? "sum_of_squares" : "sum", bytes + moved}, sum_blocks_kernel<kSquares>,
-         dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(count)), dim3(kThreads), 0,
+         dim3(static_cast<unsigned>(count), static_cast<unsigned>(blocks)), dim3(kThreads), 0,
          stream, sums, x.as<float>(), ranges, x.size());
   launch({"sum_join", moved}, join_kernel, dim3(static_cast<unsigned>(count)), dim3(kJoinThreads),
          0, stream, totals, sums, blocks);

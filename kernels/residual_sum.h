@@ -17,9 +17,4 @@ struct ResidualSum {
   }
 };
 
-template <class T>
-T* data_or_null(const Tensor& x) {
-  return x.empty() ? nullptr : x.as<T>();
-}
-
 }  // namespace lockstep::kernels

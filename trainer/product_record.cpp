@@ -4,6 +4,7 @@
 #include <span>
 #include <utility>
 
+#include "comm/agreement.h"
 #include "core/check.h"
 #include "core/file.h"
 #include "data/shard.h"
@@ -64,7 +65,9 @@ std::string to_text(const ProductAlgorithms& algorithms) {
 
 std::vector<std::string> ProductRecord::reuse(Communicator& communicator) {
   std::string text, note;
-  if (communicator.rank() == 0) text = usable_text(path_, note);
+  run_together(communicator, [&] {
+    if (communicator.rank() == 0) text = usable_text(path_, note);
+  });
   communicator.set_purpose("of the products' algorithms");
   communicator.broadcast(text, 0);
   if (!text.empty()) kernels::reuse_product_algorithms(from_text(text).by_problem);

@@ -10,6 +10,8 @@ namespace lockstep {
 
 // RUN/products.json: which algorithms the run's matrix products take on its GPUs
 // (kernels/product_algorithms.h), so that the run goes on with the same ones and has the same bits.
+// Of the problems that the first worker met: all of a step, and of evaluations those of its
+// windows.
 //
 //   library, gpu    that the algorithms are of
 //   algorithms      an object: by problem, the library's description in hexadecimal, or ""

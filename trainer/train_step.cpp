@@ -9,18 +9,6 @@
 #include "kernels/reduce.h"
 
 namespace lockstep {
-namespace {
-
-// Numbers that tensors have no type for are moved as words of 32 bits.
-template <class T>
-constexpr int64_t kWords = sizeof(T) / sizeof(int32_t);
-template <class T>
-Tensor words(T* data, int64_t count, Device device) {
-  return {data, DType::int32, {count * kWords<T>}, device};
-}
-
-}  // namespace
-
 TrainStep::TrainStep(Transformer& model, BatchSource& batches, const Sharding& sharding,
                      GradientReducer& reducer, AdamW& optimizer, LossScaler& scaler,
                      const LrSchedule& schedule, Communicator& communicator,
@@ -40,15 +28,28 @@ TrainStep::TrainStep(Transformer& model, BatchSource& batches, const Sharding& s
       inputs_(model.options().device),
       decision_(model.options().device),
       places_{sharding.workers(), sharding.virtual_workers_each(), sharding.num_buckets()},
-      numbers_(DType::int32, {places_.workers * places_.size() * kWords<double>},
+      numbers_(DType::int32,
+               words<double>(nullptr, places_.workers * places_.size(), Device::cpu).shape(),
                model.options().device) {
   std::vector<Range> slices;
   for (const Sharding::Slice& slice : sharding.slices()) slices.push_back(slice.range);
   for (const Range& range : slices) largest_slice_ = std::max(largest_slice_, range.size());
   num_slices_ = static_cast<int64_t>(slices.size());
-  slices_ = Buffer(DType::int32, {num_slices_ * kWords<Range>}, model.options().device);
-  copy(slices_.tensor(), words(slices.data(), num_slices_, Device::cpu), model.stream());
+  const Tensor host_slices = words(slices.data(), num_slices_, Device::cpu);
+  slices_ = Buffer(DType::int32, host_slices.shape(), model.options().device);
+  copy(slices_.tensor(), host_slices, model.stream());
   model.stream().synchronize();
+}
+
+TrainStep::~TrainStep() {
+  if (!started_ || model_.stream().device() == Device::cpu) return;
+  graph_.reset();  // for which NCCL waits before it gives up
+  reducer_.cancel();
+  communicator_.cancel();
+  try {
+    model_.stream().synchronize();
+  } catch (const DeviceError&) {  // what went wrong first is on its way already
+  }
 }
 
 void TrainStep::stage(int64_t step) {
@@ -75,7 +76,11 @@ void TrainStep::start(const TrainerState& state) {
     enqueue();
     warm_ = true;
   } else {
-    if (!graph_) graph_.emplace(stream, [&] { enqueue(); });
+    if (workspace_moves_ != stream.num_workspace_moves()) graph_.reset();
+    if (!graph_) {
+      graph_.emplace(stream, [&] { enqueue(); });
+      workspace_moves_ = stream.num_workspace_moves();
+    }
     graph_->launch(stream);
     const std::string what = fmt::format("an operation of step {}", state.step + 1);
     reducer_.launched(what, stream);

@@ -42,6 +42,9 @@ class TrainStep {
             GradientReducer& reducer, AdamW& optimizer, LossScaler& scaler,
             const LrSchedule& schedule, Communicator& communicator,
             const std::atomic<bool>& stop_requested, const Options& options);
+  // Of a step on a GPU that was started and not finished: gives up on its peers, and waits for what
+  // is left of it.
+  ~TrainStep();
 
   // The step after `state`, which it advances. Collective: every worker has the same state.
   StepResult run(TrainerState& state) {
@@ -49,11 +52,11 @@ class TrainStep {
     return finish(state);
   }
   // The two halves of run(): a GPU works on the step while the host does other things in between,
-  // but for touching model, optimizer or state.
+  // but for changing model, optimizer or state.
   void start(const TrainerState& state);
   StepResult finish(TrainerState& state);
 
-  int64_t device_bytes() const;  // of a GPU's memory, for batches
+  int64_t device_bytes() const;  // of a GPU's memory: batches, and the numbers of the decision
 
  private:
   // What the device must be told of a step.
@@ -89,6 +92,7 @@ class TrainStep {
   int64_t num_slices_ = 0, largest_slice_ = 0;
   bool warm_ = false, started_ = false;
   std::optional<Graph> graph_;
+  int workspace_moves_ = 0;  // of the stream, when the graph was captured
 };
 
 }  // namespace lockstep

@@ -27,7 +27,8 @@ class Training {
     ahead_ = false;
     return step_.finish(state_);
   }
-  // Begins the next step(), on which a GPU works until then. Meanwhile only state() may be used.
+  // Begins the next step(), on which a GPU works until then. Meanwhile model() and shard() are not
+  // to be used.
   void start_step() {
     step_.start(state_);
     ahead_ = true;

@@ -62,6 +62,10 @@ TEST_F(GraphCuda, WhatCannotBeCapturedIsRefused) {
   value.host() = 3;
   value.upload(stream);
   stream.synchronize();
+  value.host() = 4;
+  value.download(stream);
+  stream.synchronize();
+  EXPECT_EQ(value.host(), 3);
 }
 
 }  // namespace

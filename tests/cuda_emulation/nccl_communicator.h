@@ -46,6 +46,10 @@ struct ncclComm {
   // Operations run one after the other, in the order of the calls.
   std::atomic<uint64_t> num_issued{0}, num_finished{0};
 
+  // Operations that graphs hold, which NCCL counts, too: until none is left, neither ncclCommAbort
+  // nor ncclCommDestroy returns.
+  std::atomic<int> num_held{0};
+
   // Memory that was registered; a handle is the address of one of these.
   struct Registered {
     const char* begin;

@@ -376,7 +376,12 @@ size_t element_bytes(ncclDataType_t type) {
 }
 
 MakeStep make_group(std::vector<NcclOperation> operations) {
-  return [operations = std::move(operations)] {
+  // What makes steps lives as long as the graph that it is in, or else for the call.
+  for (const NcclOperation& op : operations) op.communicator->num_held++;
+  const std::shared_ptr<void> held(nullptr, [operations](void*) {
+    for (const NcclOperation& op : operations) op.communicator->num_held--;
+  });
+  return [operations = std::move(operations), held] {
     auto run = std::make_shared<GroupRun>(operations);
     return Step([run] {
       if (!run->step()) return false;

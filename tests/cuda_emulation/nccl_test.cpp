@@ -2,7 +2,10 @@
 #include <mpi.h>
 #include <nccl.h>
 
+#include <atomic>
+#include <chrono>
 #include <numeric>
+#include <thread>
 
 #include "cuda_emulation/scheduler.h"
 #include "cuda_emulation/testing.h"
@@ -165,6 +168,25 @@ TEST_F(Nccl, GraphsHoldCollectives) {
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
   ncclCommDestroy(all);
+}
+
+TEST_F(Nccl, AnAbortWaitsForGraphs) {
+  ncclComm_t all = join_all();
+  Stream stream;
+  Array<float> x(std::vector<float>{1});
+  cudaGraph_t graph = nullptr;
+  cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  ncclAllReduce(x.data(), x.data(), 1, ncclFloat, ncclSum, all, stream);
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  std::atomic<bool> aborted{false};
+  std::thread other([&] {
+    ncclCommAbort(all);
+    aborted = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  EXPECT_FALSE(aborted);
+  cudaGraphDestroy(graph);
+  other.join();
 }
 
 TEST_F(Nccl, RanksThatDisagreeAreTold) {

@@ -1,5 +1,4 @@
 #include <cmath>
-#include <cstring>
 #include <random>
 
 #include "core/mirrored.h"
@@ -40,8 +39,8 @@ TEST_F(ClipCuda, DecidesAsTheCpu) {
                   places, inputs.there(), stream);
       decision.download(stream), step.download(stream);
       stream.synchronize();
-      EXPECT_EQ(std::memcmp(&decision.host().loss_sum, &want.loss_sum, sizeof(double)), 0);
       if (finite) {
+        EXPECT_EQ(decision.host().loss_sum, want.loss_sum);
         EXPECT_EQ(decision.host().sum_of_squares, want.sum_of_squares);
         EXPECT_EQ(step.host().gradient_factor, want_step.gradient_factor);
       }
