@@ -160,6 +160,7 @@ Completion Generator::Implementation::generate(const std::string& prompt,
   GenerationStatistics& statistics = completion.statistics;
   statistics.prompt_tokens = static_cast<int64_t>(prompt_size);
   statistics.kv_cache_bytes = kv.size_bytes();
+  statistics.kv_cache_tokens = kv.capacity();
   const auto prompt_start = std::chrono::steady_clock::now();
   std::span<const float> logits = next_logits(tokens, kv);
   statistics.prompt_seconds = seconds_since(prompt_start);

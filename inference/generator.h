@@ -27,7 +27,7 @@ struct GenerationStatistics {
   int64_t passes = 0;
   double passes_seconds = 0;
   int64_t passes_bytes = 0;
-  int64_t kv_cache_bytes = 0;
+  int64_t kv_cache_bytes = 0, kv_cache_tokens = 0;  // its room
 };
 
 struct Completion {

@@ -100,6 +100,22 @@ TEST_P(DecodingOf, BeginsWithTheForcedTokens) {
             generator_.generate(golden_.prompt() + "Why", options, 0, nullptr).text);
 }
 
+TEST_P(DecodingOf, HandsOnWholeCharacters) {
+  SamplingOptions options;
+  for (const char c : std::string("aé東🙂")) {
+    options.force_first.push_back(static_cast<unsigned char>(c));
+  }
+  std::vector<std::string> pieces;
+  const auto on_text = [&](std::string_view piece) { pieces.emplace_back(piece); };
+  for (options.max_tokens = 10; options.max_tokens >= 9; options.max_tokens--) {
+    pieces.clear();
+    generator_.generate(golden_.prompt(), options, 0, on_text);
+    // Cut within the last character, what there is of it comes at the end.
+    const std::string last = options.max_tokens == 10 ? "🙂" : "\xf0\x9f\x99";
+    EXPECT_THAT(pieces, ::testing::ElementsAre("a", "é", "東", last));
+  }
+}
+
 TEST_P(DecodingOf, EndsWhereItIsInterrupted) {
   SamplingOptions options;
   options.max_tokens = 20;

@@ -84,6 +84,8 @@ TEST(Candidates, GreedyTakesTheLowestOfTheLargest) {
 TEST(Candidates, AmongEqualsTopPTakesTheLowerId) {
   const std::vector<float> logits = {0, 1, 1, 1, 1};
   EXPECT_THAT(ids(candidates(logits, options(1, 0, 0.4))), ElementsAre(1, 2));
+  // Exactly reached is enough, as there.
+  EXPECT_THAT(ids(candidates(std::vector<float>(4), options(1, 0, 0.5))), ElementsAre(0, 1));
 }
 
 // The ends of each range, k beyond the vocabulary, and filters that would leave nothing.
