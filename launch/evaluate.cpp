@@ -17,6 +17,7 @@ namespace {
 struct EvaluateOptions {
   std::filesystem::path checkpoint, data;
   std::string split = "validation";
+  EvaluationOptions evaluation;
   bool json = false;
   ComputeOptions compute;
 };
@@ -30,15 +31,29 @@ OptionTable options(EvaluateOptions& o) {
             "a run folder, a step folder or an exported model.h5 (of a run: its newest good one)");
   table.add("data", path(o.data, "DATASET"), "dataset folder, made by 'lockstep prepare'");
   table.add("split", text(o.split, "NAME"), "train or validation (default validation)");
+  table.add("stride", integer(o.evaluation.stride, 1),
+            "tokens from a window to the next: each token is predicted from at least the context "
+            "less N tokens, at a cost of context / N (default: the context)");
   table.group("Output");
+  table.add("bootstrap", integer(o.evaluation.resamples, 1, 1'000'000),
+            "also the loss's 95 % interval, from N draws of the windows with replacement, as in "
+            "1000");
   table.add("json", flag(o.json),
-            "one JSON object: loss (nats a token), perplexity, bits_per_byte, tokens, bytes");
+            "one JSON object: loss (nats a token), perplexity, bits_per_byte, tokens, bytes, and "
+            "loss_interval with --bootstrap");
   add_compute_options(table, o.compute);
   return table;
 }
 
 // Windows of a forward pass: enough tokens to keep matrix products efficient.
 constexpr int64_t kTokensAtOnce = 4096;
+
+void check_stride(int64_t stride, const Checkpoint& checkpoint) {
+  const int64_t context = checkpoint.info().model.context_length;
+  if (stride <= context) return;
+  throw UsageError("--stride {} would leave out tokens: the model's context holds {}", stride,
+                   context);
+}
 
 std::unique_ptr<Transformer> load_model(const Checkpoint& checkpoint, const Compute& compute) {
   Transformer::Options options;
@@ -54,7 +69,10 @@ std::unique_ptr<Transformer> load_model(const Checkpoint& checkpoint, const Comp
 
 void print_table(const EvaluateOptions& o, const Evaluation& evaluation, DType precision,
                  double seconds) {
-  fmt::print("{:<15}{:.4f} nats a token\n", "loss", evaluation.loss);
+  const auto& interval = evaluation.loss_interval;
+  fmt::print(
+      "{:<15}{:.4f} nats a token{}\n", "loss", evaluation.loss,
+      interval ? fmt::format(" (95 %: {:.4f} to {:.4f})", interval->low, interval->high) : "");
   fmt::print("{:<15}{:.2f}\n", "perplexity", evaluation.perplexity);
   fmt::print("{:<15}{:.4f}\n", "bits a byte", evaluation.bits_per_byte);
   fmt::print("{:<15}{} ({} bytes of text, split {})\n", "tokens", grouped(evaluation.tokens),
@@ -83,10 +101,12 @@ ExitCode run_evaluate(const Arguments& arguments, MpiSession* session) {
     dataset->split(o.split);
     const Checkpoint checkpoint = Checkpoint::open(o.checkpoint);
     check_same_tokenizer(checkpoint, *dataset);
+    check_stride(o.evaluation.stride, checkpoint);
     model = load_model(checkpoint, compute);
   });
   const auto start = std::chrono::steady_clock::now();
-  const Evaluation evaluation = evaluate(*model, dataset->split(o.split), session->world());
+  const Evaluation evaluation =
+      evaluate(*model, dataset->split(o.split), session->world(), o.evaluation);
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   if (session->rank() != 0) return ExitCode::done;
   if (o.json) {

@@ -38,6 +38,30 @@ TEST_F(Evaluate, TheSameFigureOnAnyNumberOfWorkers) {
   }
 }
 
+TEST_F(Evaluate, SlidingWindowsAndAnInterval) {
+  const auto evaluate = [](const Arguments& more, int workers = 0) {
+    Arguments arguments{"evaluate", "--checkpoint", world.run(), "--data", world.data()};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run(arguments, {.workers = workers});
+  };
+  const json plain = json::parse(evaluate({"--json"}).out);
+  const Arguments strided{"--json", "--stride", "8", "--bootstrap", "200"};
+  const Result alone = evaluate(strided);
+  ASSERT_EQ(alone.code, 0) << alone.err;
+  EXPECT_EQ(evaluate(strided, 2).out, alone.out);
+  const json figures = json::parse(alone.out);
+  EXPECT_EQ(figures.at("tokens"), plain.at("tokens"));
+  // Every token has 24 of 32 before it at least: a model that has learned anything gains.
+  EXPECT_LT(figures.at("loss"), plain.at("loss"));
+  EXPECT_LT(figures.at("loss_interval")[0], figures.at("loss"));
+  EXPECT_GT(figures.at("loss_interval")[1], figures.at("loss"));
+  EXPECT_EQ(evaluate({"--json", "--stride", "32"}).out, plain.dump() + "\n");
+  EXPECT_THAT(evaluate({"--bootstrap", "200"}).out, HasSubstr("nats a token (95 %: "));
+  expect_error(evaluate({"--stride", "33"}, 2), 2, {"--stride 33", "the model's context holds 32"});
+  expect_error(evaluate({"--stride", "0"}), 2, {"--stride 0: a whole number of at least 1"});
+  expect_error(evaluate({"--bootstrap", "x"}), 2, {"--bootstrap x: a whole number from 1"});
+}
+
 TEST_F(Evaluate, TableForPeople) {
   const Result result = run({"evaluate", "--checkpoint", world.run(), "--data", world.data()});
   EXPECT_EQ(result.code, 0);
