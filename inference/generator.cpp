@@ -85,10 +85,14 @@ class Generator::Implementation {
     return {logits_.tensor().as<float>(), static_cast<size_t>(config().vocab_size)};
   }
 
+  std::vector<ContinuationScore> score(std::span<const int32_t> context,
+                                       std::span<const std::vector<int32_t>> continuations);
+
   KvCache cache(int64_t capacity) const { return KvCache(config(), capacity, precision_, device_); }
 
  private:
   std::vector<int32_t> prompt_tokens(const std::string& prompt) const;
+  ContinuationScore score_after(std::span<const int32_t> tokens, KvCache& cache);
   std::optional<FinishReason> take(int32_t token, std::span<const float> logits,
                                    const SamplingOptions& options, TextStream& text,
                                    Completion& completion) const;
@@ -192,6 +196,56 @@ Completion Generator::Implementation::generate(const std::string& prompt,
   return completion;
 }
 
+// Of all tokens but the first, which the cache does not hold yet. Leaves the cache as it was.
+ContinuationScore Generator::Implementation::score_after(std::span<const int32_t> tokens,
+                                                         KvCache& cache) {
+  const int64_t before = cache.length(), count = static_cast<int64_t>(tokens.size()) - 1;
+  const Buffer hidden(precision_, {count, config().hidden_size}, device_);
+  const Buffer logits(DType::fp32, {count, config().vocab_size});
+  decoder_.forward(Tensor(const_cast<int32_t*>(tokens.data()), DType::int32, {count}), cache,
+                   hidden.tensor());
+  decoder_.logits(logits.tensor(), hidden.tensor());
+  cache.truncate(before);
+  ContinuationScore score;
+  const auto width = static_cast<size_t>(config().vocab_size);
+  for (size_t i = 0; i < static_cast<size_t>(count); i++) {
+    const std::span<const float> row(logits.tensor().as<float>() + i * width, width);
+    const PlaceLogprobs place = logprobs(row, tokens[i + 1], 1, config().vocab_size);
+    score.logprob += place.chosen.logprob;
+    score.likeliest = score.likeliest && place.top.front().token == tokens[i + 1];
+  }
+  return score;
+}
+
+std::vector<ContinuationScore> Generator::Implementation::score(
+    std::span<const int32_t> context, std::span<const std::vector<int32_t>> continuations) {
+  const auto most = static_cast<size_t>(config().context_length);
+  size_t longest = 1;
+  for (const auto& continuation : continuations) longest = std::max(longest, continuation.size());
+  KvCache kv = cache(static_cast<int64_t>(std::min(most, context.size() + longest)));
+  size_t kept = 0;  // tokens at the end of the context of which the cache holds all but the last
+  std::vector<ContinuationScore> scores;
+  for (const std::vector<int32_t>& continuation : continuations) {
+    CHECK(!context.empty() && !continuation.empty());
+    if (continuation.size() > most) {
+      throw UsageError("a continuation of {} tokens is longer than the model's context of {}",
+                       continuation.size(), most);
+    }
+    // The last token of a continuation is not fed in: nothing follows it.
+    const size_t size = std::min(context.size(), most + 1 - continuation.size());
+    const auto end = context.last(size);
+    if (size != kept) {
+      kv.truncate(0);
+      if (size > 1) next_logits(end.first(size - 1), kv);
+      kept = size;
+    }
+    std::vector<int32_t> tokens = {end.back()};
+    tokens.insert(tokens.end(), continuation.begin(), continuation.end());
+    scores.push_back(score_after(tokens, kv));
+  }
+  return scores;
+}
+
 Generator::Generator(const Checkpoint& checkpoint, DType precision, Device device)
     : implementation_(std::make_unique<Implementation>(checkpoint, precision, device)) {}
 Generator::~Generator() = default;
@@ -204,6 +258,11 @@ Completion Generator::generate(const std::string& prompt, const SamplingOptions&
                                const std::function<void(std::string_view)>& on_text,
                                const std::function<bool()>& interrupted) {
   return implementation_->generate(prompt, options, stream_index, on_text, interrupted);
+}
+
+std::vector<ContinuationScore> Generator::score(
+    std::span<const int32_t> context, std::span<const std::vector<int32_t>> continuations) {
+  return implementation_->score(context, continuations);
 }
 
 std::vector<float> Generator::next_token_logits(std::span<const int32_t> tokens) {
