@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 
 #include "core/check.h"
 #include "core/random.h"
@@ -14,92 +13,61 @@ namespace {
 constexpr uint64_t kKey = 0x53414d504c494e47;
 
 // Uniform in [0, 1), a multiple of 2^-53.
-double draw(uint64_t seed, uint64_t stream_index, int64_t position) {
-  const auto place = static_cast<uint64_t>(position);
+double draw(uint64_t seed, uint64_t stream_index, uint64_t position) {
   const PhiloxCounter random =
-      philox({static_cast<uint32_t>(place), static_cast<uint32_t>(place >> 32),
+      philox({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32),
               static_cast<uint32_t>(stream_index), static_cast<uint32_t>(stream_index >> 32)},
              philox_key(seed ^ kKey));
   return std::ldexp(static_cast<double>(uint64_t{random[0]} << 21 | random[1] >> 11), -53);
 }
 
-int32_t largest(std::span<const float> logits) {
+void check_logits(std::span<const float> logits) {
   CHECK(!logits.empty());
-  size_t best = 0;
+  bool any = false;
   for (size_t i = 0; i < logits.size(); i++) {
     if (!(logits[i] < INFINITY)) {
       throw DataError(
           "the model's logit of token {} is {}: its weights are damaged or its training diverged",
           i, logits[i]);
     }
-    if (logits[i] > logits[best]) best = i;
+    any = any || logits[i] > -INFINITY;
   }
-  if (logits[best] == -INFINITY) throw DataError("the model gives no token a probability");
-  return static_cast<int32_t>(best);
-}
-
-// Ids of the k largest logits and of those that equal the k-th, ascending.
-std::vector<Candidate> top_k(std::span<const float> logits, int64_t k) {
-  float threshold = -INFINITY;
-  if (k > 0 && k < static_cast<int64_t>(logits.size())) {
-    std::vector<float> sorted(logits.begin(), logits.end());
-    std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<>());
-    threshold = sorted[static_cast<size_t>(k - 1)];
-  }
-  std::vector<Candidate> kept;
-  for (size_t i = 0; i < logits.size(); i++) {
-    if (logits[i] >= threshold && logits[i] > -INFINITY) {
-      kept.push_back({static_cast<int32_t>(i), 0});
-    }
-  }
-  return kept;
-}
-
-void normalize(std::vector<Candidate>& kept) {
-  double sum = 0;
-  for (const Candidate& candidate : kept) sum += candidate.probability;
-  for (Candidate& candidate : kept) candidate.probability /= sum;
-}
-
-// The likeliest candidates until their probabilities sum up to p.
-std::vector<Candidate> top_p(std::vector<Candidate> all, double p) {
-  const auto less_likely = [](const Candidate& a, const Candidate& b) {
-    return a.probability < b.probability || (a.probability == b.probability && a.token > b.token);
-  };
-  // A heap, because few of a large vocabulary survive as a rule.
-  std::make_heap(all.begin(), all.end(), less_likely);
-  std::vector<Candidate> kept;
-  for (double sum = 0; sum < p && !all.empty(); all.pop_back()) {
-    std::pop_heap(all.begin(), all.end(), less_likely);
-    kept.push_back(all.back());
-    sum += all.back().probability;
-  }
-  return kept;
+  if (!any) throw DataError("the model gives no token a probability");
 }
 
 }  // namespace
 
-std::vector<Candidate> candidates(std::span<const float> logits, const SamplingOptions& options) {
-  const int32_t best = largest(logits);
-  if (options.greedy || options.temperature == 0) return {{best, 1}};
-  std::vector<Candidate> kept = top_k(logits, options.top_k);
-  const double maximum = static_cast<double>(logits[static_cast<size_t>(best)]);
-  for (Candidate& candidate : kept) {
-    const double logit = static_cast<double>(logits[static_cast<size_t>(candidate.token)]);
-    candidate.probability = std::exp((logit - maximum) / options.temperature);
+std::span<const Candidate> candidates(std::span<const float> logits, const History& history,
+                                      const SamplingOptions& options, SamplingBuffers& buffers) {
+  check_logits(logits);
+  std::vector<double>& scores = buffers.scores;
+  std::vector<Candidate>& kept = buffers.candidates;
+  scores.assign(logits.begin(), logits.end());
+  buffers.counts.resize(logits.size());
+  process_logits(scores, history, options, buffers.counts);
+  const auto best = std::max_element(scores.begin(), scores.end());
+  if (*best == -INFINITY) {
+    throw UsageError(
+        "no token is left to choose: --forbid, --forbid-first and --no-repeat-ngram-size rule out "
+        "all {} of them",
+        logits.size());
   }
-  normalize(kept);
-  if (options.top_p < 1) {
-    kept = top_p(std::move(kept), options.top_p);
-    normalize(kept);
+  if (options.greedy || options.temperature == 0) {
+    kept.assign({{static_cast<int32_t>(best - scores.begin()), 1}});
+    return kept;
   }
+  keep_top_k(scores, options.top_k, kept, buffers.sorted);
+  softmax(kept, scores, options.temperature);
+  if (options.top_p < 1) keep_top_p(kept, options.top_p);
+  if (options.min_p > 0) keep_min_p(kept, options.min_p);
+  if (options.typical_p < 1) keep_typical(kept, options.typical_p, buffers.by_typicality);
   return kept;
 }
 
-int32_t sample(std::span<const float> logits, const SamplingOptions& options, uint64_t stream_index,
-               int64_t position) {
-  const std::vector<Candidate> kept = candidates(logits, options);
-  const double place = draw(options.seed, stream_index, position);
+int32_t sample(std::span<const float> logits, const History& history,
+               const SamplingOptions& options, uint64_t stream_index, SamplingBuffers& buffers) {
+  const auto kept = candidates(logits, history, options, buffers);
+  const double place = draw(options.seed, stream_index, history.tokens.size());
   double sum = 0;
   for (const Candidate& candidate : kept) {
     sum += candidate.probability;
@@ -111,22 +79,33 @@ int32_t sample(std::span<const float> logits, const SamplingOptions& options, ui
   return last->token;
 }
 
-void validate(const SamplingOptions& options) {
-  if (!(options.temperature >= 0 && options.temperature < INFINITY)) {
-    throw UsageError("--temperature is {}; it must be 0 (greedy) or more", options.temperature);
+PlaceLogprobs logprobs(std::span<const float> logits, int32_t token, int64_t count,
+                       int64_t vocab_size) {
+  const auto largest = static_cast<double>(*std::max_element(logits.begin(), logits.end()));
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - largest);
+  const double log_sum = largest + std::log(sum);
+  const auto of = [&](int32_t id) -> TokenLogprob {
+    return {id, static_cast<double>(logits[static_cast<size_t>(id)]) - log_sum};
+  };
+  const auto likelier = [](const TokenLogprob& a, const TokenLogprob& b) {
+    return a.logprob > b.logprob || (a.logprob == b.logprob && a.token < b.token);
+  };
+  PlaceLogprobs result{of(token), {}};
+  // A heap of the likeliest so far, the least likely of them on top.
+  std::vector<TokenLogprob>& top = result.top;
+  const auto most = static_cast<size_t>(std::min(count, vocab_size));
+  for (int32_t id = 0; most > 0 && id < vocab_size; id++) {
+    if (top.size() == most && !likelier(of(id), top.front())) continue;
+    if (top.size() == most) {
+      std::pop_heap(top.begin(), top.end(), likelier);
+      top.pop_back();
+    }
+    top.push_back(of(id));
+    std::push_heap(top.begin(), top.end(), likelier);
   }
-  if (options.top_k < 0) {
-    throw UsageError("--top-k is {}; it must be 0 (all tokens) or more", options.top_k);
-  }
-  if (!(options.top_p > 0 && options.top_p <= 1)) {
-    throw UsageError("--top-p is {}; it must be above 0 and at most 1", options.top_p);
-  }
-  if (options.max_tokens < 1) {
-    throw UsageError("--max-tokens is {}; it must be at least 1", options.max_tokens);
-  }
-  for (const std::string& stop : options.stop) {
-    if (stop.empty()) throw UsageError("--stop is empty: every text would end at once");
-  }
+  std::sort_heap(top.begin(), top.end(), likelier);
+  return result;
 }
 
 }  // namespace lockstep

@@ -3,34 +3,50 @@
 #include <span>
 #include <vector>
 
-#include "inference/generator.h"
+#include "inference/logits_processors.h"
+#include "inference/sampling_filters.h"
+#include "inference/sampling_options.h"
 
-// From logits to a token: pure functions.
+// From logits to a token: functions of their arguments alone.
 namespace lockstep {
 
-struct Candidate {
-  int32_t token;
-  double probability;
+// Kept from token to token, so that nothing of a vocabulary's size is allocated for each. What it
+// holds between two calls decides nothing.
+struct SamplingBuffers {
+  std::vector<double> scores, sorted;
+  std::vector<int32_t> counts;
+  std::vector<Candidate> candidates, by_typicality;
 };
 
-// The tokens that sampling may choose, and their probabilities, in this order:
-//   1. temperature: logits / temperature
-//   2. top-k: the k largest, and what equals the k-th (Fan et al., 2018)
-//   3. top-p: of the softmax of those left, the likeliest tokens until their sum reaches p
-//      (Holtzman et al., 2020); among equals the lower id first
-// as Hugging Face's processors do. Likeliest first where top-p is in force, else in order of id.
-// Greedy (or temperature 0): the largest logit alone, the lowest id of equals.
-// Throws DataError when a logit is NaN or positive infinity, or all are negative infinity.
-std::vector<Candidate> candidates(std::span<const float> logits, const SamplingOptions& options);
+// The tokens that the choice may take, and their probabilities: process_logits, then temperature,
+// top-k, top-p, min-p and typical-p (Hugging Face's order). Likeliest first where top-p is in
+// force, else by id. Greedy (or temperature 0): the largest score alone, the lowest id of equals.
+// They live in `buffers`.
+//
+// Throws DataError when a logit is NaN or positive infinity, or all are negative infinity, and
+// UsageError when the options rule out every token.
+std::span<const Candidate> candidates(std::span<const float> logits, const History& history,
+                                      const SamplingOptions& options, SamplingBuffers& buffers);
 
 // One of the candidates, drawn by inverting their cumulative sum at a random number that is a
-// function of options.seed, `stream_index` (the prompt's place) and `position` (the token's place
-// in its sequence) alone.
-int32_t sample(std::span<const float> logits, const SamplingOptions& options, uint64_t stream_index,
-               int64_t position);
+// function of options.seed, `stream_index` (the prompt's place) and the token's place in its
+// sequence alone.
+int32_t sample(std::span<const float> logits, const History& history,
+               const SamplingOptions& options, uint64_t stream_index, SamplingBuffers& buffers);
 
-// Throws UsageError, naming the option, for a temperature below 0, top_p outside (0, 1], a negative
-// top_k, max_tokens below 1 or an empty stop text.
-void validate(const SamplingOptions& options);
+struct TokenLogprob {
+  int32_t token;
+  double logprob;  // nats
+};
+
+// ln softmax(logits): what the model itself says, before any option changes it.
+struct PlaceLogprobs {
+  TokenLogprob chosen;
+  std::vector<TokenLogprob> top;  // likeliest first; among equals the lower id
+};
+
+// Of a token, and the `count` likeliest of the first `vocab_size` (all that there are, if fewer).
+PlaceLogprobs logprobs(std::span<const float> logits, int32_t token, int64_t count,
+                       int64_t vocab_size);
 
 }  // namespace lockstep

@@ -1,15 +1,13 @@
 #include <unistd.h>
 
-#include <fstream>
 #include <iostream>
 #include <iterator>
-#include <nlohmann/json.hpp>
-#include <sstream>
 
-#include "core/file.h"
-#include "inference/generator.h"
 #include "launch/command.h"
+#include "launch/completions.h"
 #include "launch/compute_options.h"
+#include "launch/interactive.h"
+#include "launch/requests.h"
 
 namespace lockstep::launch {
 namespace {
@@ -17,8 +15,9 @@ namespace {
 struct GenerateOptions {
   std::filesystem::path checkpoint, prompt_file;
   std::vector<std::string> prompts;
-  SamplingOptions sampling;
-  bool json = false;
+  bool interactive = false;
+  RequestOptions request;
+  bool json = false, verbose = false;
   ComputeOptions compute;
 };
 
@@ -31,35 +30,34 @@ OptionTable options(GenerateOptions& o) {
             "a run folder, a step folder or an exported model.h5 (of a run: its newest good one)");
   table.group("Prompts");
   table.add("prompt", texts(o.prompts, "TEXT"), "text to continue; may be given several times");
-  table.add("prompt-file", path(o.prompt_file, "FILE"), "a file with one prompt a line");
-  table.group("Sampling");
-  SamplingOptions& s = o.sampling;
-  table.add("max-tokens", integer(s.max_tokens, 1), "most tokens to write a prompt (default 128)");
-  table.add("greedy", flag(s.greedy), "always take the likeliest token");
-  table.add("temperature", real(s.temperature, kNotNegative),
-            "below 1 prefers likely tokens, above 1 evens them out; 0: greedy (default 1)");
-  table.add("top-k", integer(s.top_k, 0), "sample from the K likeliest tokens; 0: all (default 0)");
-  table.add("top-p", real(s.top_p, {0, 1, true, false}, "P"),
-            "sample from the likeliest tokens that together have probability P (default 1)");
-  table.add("seed", seed(s.seed), "of the sampling; the same seed gives the same text (default 0)");
-  table.add("stop", texts(s.stop, "TEXT"), "end before this text; may be given several times");
+  table.add("prompt-file", path(o.prompt_file, "FILE"),
+            "a file with one prompt a line; .jsonl: one object a line, {\"prompt\": TEXT}, which "
+            "may hold options of its own, as in \"top_k\": 5");
+  table.add("interactive", flag(o.interactive), "type prompts at a terminal, one after the other");
+  add_request_options(table, o.request);
   table.group("Output");
   table.add("json", flag(o.json),
             "one JSON object a prompt: prompt, text, tokens, finish_reason, tokens_per_second");
+  add_logprobs_option(table, o.request);
+  table.add("verbose", flag(o.verbose),
+            "also where the time went: prompt, first token, further tokens, memory, KV cache");
   add_compute_options(table, o.compute);
   return table;
 }
 
-std::vector<std::string> lines_of(const std::filesystem::path& file) {
-  const std::string content = read_file(file);
-  std::vector<std::string> lines;
-  std::istringstream in(content);
-  for (std::string line; std::getline(in, line);) {
-    if (!line.empty() && line.back() == '\r') line.pop_back();
-    if (!line.empty()) lines.push_back(line);
+void refuse_contradictions(const OptionTable& table, const GenerateOptions& o) {
+  if (o.interactive) {
+    for (const char* other : {"prompt", "prompt-file", "json"}) {
+      if (table.given(other)) {
+        throw UsageError("--interactive contradicts --{}; leave one out", other);
+      }
+    }
+    require_terminal();
   }
-  if (lines.empty()) throw DataError("{} holds no prompt: one a line is needed", file.string());
-  return lines;
+  if (table.given("logprobs") && !o.json) {
+    throw UsageError("--logprobs is part of the JSON output: add --json");
+  }
+  validate(o.request.sampling);
 }
 
 std::string standard_input() {
@@ -69,49 +67,17 @@ std::string standard_input() {
   return prompt;
 }
 
-std::vector<std::string> gather_prompts(const GenerateOptions& o) {
-  std::vector<std::string> prompts = o.prompts;
-  if (!o.prompt_file.empty()) {
-    for (auto& line : lines_of(o.prompt_file)) prompts.push_back(std::move(line));
+std::vector<Request> gather_requests(const GenerateOptions& o) {
+  std::vector<Request> requests;
+  for (const std::string& prompt : o.prompts) {
+    requests.push_back({prompt, o.request, requests.size(), ""});
   }
-  if (prompts.empty()) prompts.push_back(standard_input());
-  return prompts;
-}
-
-double tokens_per_second(const Completion& completion) {
-  return completion.seconds > 0 ? static_cast<double>(completion.tokens.size()) / completion.seconds
-                                : 0;
-}
-
-void print_json(const std::string& prompt, const Completion& completion) {
-  const nlohmann::ordered_json object = {{"prompt", prompt},
-                                         {"text", completion.text},
-                                         {"tokens", completion.tokens},
-                                         {"finish_reason", name(completion.finish_reason)},
-                                         {"tokens_per_second", tokens_per_second(completion)}};
-  // Bytes that are not UTF-8 become U+FFFD: JSON has no other way.
-  fmt::print("{}\n", object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
-  std::fflush(stdout);
-}
-
-// The prompt, then the text as it comes. Nothing is shown of a prompt that does not fit.
-void stream(Generator& generator, const std::string& prompt, const SamplingOptions& sampling,
-            uint64_t index) {
-  bool begun = false;
-  const auto show = [&](std::string_view piece) {
-    if (!begun) {
-      const bool terminal = isatty(STDOUT_FILENO) == 1;
-      fmt::print("{}{}{}{}", index > 0 ? "\n" : "", terminal ? "\x1b[1m" : "", prompt,
-                 terminal ? "\x1b[0m" : "");
+  if (!o.prompt_file.empty()) {
+    for (Request& request : read_requests(o.prompt_file, o.request, requests.size())) {
+      requests.push_back(std::move(request));
     }
-    begun = true;
-    std::fwrite(piece.data(), 1, piece.size(), stdout);
-    std::fflush(stdout);
-  };
-  const Completion completion = generator.generate(prompt, sampling, index, show);
-  show("\n");
-  fmt::print(stderr, "[{} tokens, {:.1f} tokens/s, ended by {}]\n", completion.tokens.size(),
-             tokens_per_second(completion), name(completion.finish_reason));
+  }
+  return requests;
 }
 
 }  // namespace
@@ -122,16 +88,32 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   if (wants_help(arguments)) return show_help(table, session);
   table.parse(arguments);
   table.require("checkpoint");
+  refuse_contradictions(table, o);
+  std::vector<Request> requests = gather_requests(o);
   const Compute compute = start_compute(o.compute, nullptr);
   const Checkpoint checkpoint = Checkpoint::open(o.checkpoint);
   Generator generator(checkpoint, compute.precision, compute.device);
-  const auto prompts = gather_prompts(o);
-  for (size_t i = 0; i < prompts.size(); i++) {
-    if (!o.json) {
-      stream(generator, prompts[i], o.sampling, i);
+  const Tokenizer& tokenizer = generator.tokenizer();
+  StatisticsPrinter statistics(compute.device);
+  if (o.interactive) {
+    run_interactive(generator, resolve({"", o.request, 0, ""}, tokenizer),
+                    o.verbose ? &statistics : nullptr);
+    return ExitCode::done;
+  }
+  if (requests.empty()) requests.push_back({standard_input(), o.request, 0, ""});
+  std::vector<SamplingOptions> resolved;  // all, before the first takes time
+  for (const Request& request : requests) resolved.push_back(resolve(request, tokenizer));
+  for (size_t i = 0; i < requests.size(); i++) {
+    const auto& [prompt, typed, stream_index, origin] = requests[i];
+    Completion completion;
+    if (o.json) {
+      completion = generator.generate(prompt, resolved[i], stream_index, nullptr);
+      print_json(prompt, completion, tokenizer);
     } else {
-      print_json(prompts[i], generator.generate(prompts[i], o.sampling, i, [](auto) {}));
+      if (i > 0) fmt::print("\n");
+      completion = show_completion(generator, prompt, resolved[i], stream_index);
     }
+    if (o.verbose) statistics.print(completion);
   }
   return ExitCode::done;
 }

@@ -49,6 +49,18 @@ double memory_rate() {
   return static_cast<double>(kBytes) / seconds;
 }
 
+double memory_rate(Device device) {
+  if (device == Device::cpu) return memory_rate();
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  const Buffer from(DType::fp32, {kBytes / 4}, device), to(DType::fp32, {kBytes / 4}, device);
+  Stream stream(device);
+  const double seconds = shortest(0.2, [&] {
+    copy(to.tensor(), from.tensor(), stream);
+    stream.synchronize();
+  });
+  return 2 * static_cast<double>(kBytes) / seconds;
+}
+
 double all_reduce_rate(Communicator& communicator) {
   constexpr int64_t kCount = int64_t{8} << 20;
   constexpr int kRepetitions = 5;  // the same number on every worker

@@ -155,7 +155,8 @@ void OptionTable::parse(const std::vector<std::string>& arguments) {
                  .options;
   } catch (const po::invalid_command_line_syntax& error) {
     const std::string name = error.get_option_name().substr(2);
-    const Option* option = find(name.substr(name.starts_with("no-") ? 3 : 0));
+    const Option* option = find(name);
+    if (option == nullptr && name.starts_with("no-")) option = find(name.substr(3));
     if (option != nullptr && option->value.placeholder.empty()) {
       throw UsageError("--{} takes no value", name);
     }
@@ -177,7 +178,8 @@ void OptionTable::parse(const std::vector<std::string>& arguments) {
       *positionals_[place++].second = typed;
       continue;
     }
-    const bool negated = token.string_key.starts_with("no-");
+    // An option's own name may begin so too.
+    const bool negated = token.string_key.starts_with("no-") && find(token.string_key) == nullptr;
     Option* option = find(token.string_key.substr(negated ? 3 : 0));
     CHECK(option != nullptr, "option {}", token.string_key);
     if (option->value.placeholder.empty()) {

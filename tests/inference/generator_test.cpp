@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "inference/sampling.h"
 #include "tests/inference/golden.h"
 
 namespace lockstep {
@@ -82,6 +81,7 @@ TEST_P(GeneratorOf, SamplesAsWithoutACache) {
   options.temperature = 1.5;
   options.top_k = 60;
   options.top_p = 0.95;
+  SamplingBuffers buffers;
   for (const uint64_t stream : {0u, 1u}) {
     options.seed = 14;
     std::vector<int32_t> tokens = golden_.prompt_tokens();
@@ -89,7 +89,7 @@ TEST_P(GeneratorOf, SamplesAsWithoutACache) {
     for (int i = 0; i < 20; i++) {
       const std::vector<float> logits = generator_.next_token_logits(tokens);
       const auto known = std::span(logits).first(257);
-      tokens.push_back(sample(known, options, stream, static_cast<int64_t>(tokens.size())));
+      tokens.push_back(sample(known, {tokens, prompt_size}, options, stream, buffers));
       ASSERT_NE(tokens.back(), kEndOfText) << "choose another seed";
     }
     tokens.erase(tokens.begin(), tokens.begin() + static_cast<int64_t>(prompt_size));

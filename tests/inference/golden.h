@@ -10,6 +10,7 @@
 #include "core/check.h"
 #include "core/file.h"
 #include "data/tokenizer.h"
+#include "inference/sampling_options.h"
 #include "model/parameter_table.h"
 
 // Reads the golden data that tests/golden/inference/make.py makes.
@@ -34,6 +35,30 @@ class TemporaryFolder {
  private:
   std::filesystem::path path_;
 };
+
+// The options among a case's fields; others keep their defaults.
+inline SamplingOptions sampling_options(const nlohmann::json& fields) {
+  SamplingOptions o;
+  const auto read = [&](const char* name, auto& field) {
+    if (fields.contains(name)) fields.at(name).get_to(field);
+  };
+  read("temperature", o.temperature);
+  read("top_k", o.top_k);
+  read("top_p", o.top_p);
+  read("min_p", o.min_p);
+  read("typical_p", o.typical_p);
+  read("repetition_penalty", o.repetition_penalty);
+  read("presence_penalty", o.presence_penalty);
+  read("frequency_penalty", o.frequency_penalty);
+  read("no_repeat_ngram_size", o.no_repeat_ngram_size);
+  read("forbid", o.forbid);
+  read("forbid_first", o.forbid_first);
+  read("force_first", o.force_first);
+  for (const auto& bias : fields.value("logit_bias", nlohmann::json::array())) {
+    o.logit_bias.push_back({bias[0], bias[1]});
+  }
+  return o;
+}
 
 struct Golden {
   nlohmann::json index;

@@ -75,7 +75,7 @@ TEST_F(Usage, ValuesOutOfRangeNameTheRange) {
   expect_error(train({"--loss-scale", "0"}), 2, {"dynamic or a number above 0"});
   expect_error(run({"prepare", "--input", "x", "--output", "y", "--vocab-size", "10"}), 2,
                {"--vocab-size 10: a whole number from 257"});
-  expect_error(run({"generate", "--checkpoint", "x", "--top-p", "0"}), 2, {"--top-p 0:"});
+  expect_error(run({"generate", "--checkpoint", "x", "--top-p", "1.1"}), 2, {"--top-p 1.1:"});
 }
 
 TEST_F(Usage, ContradictorySizes) {
@@ -152,7 +152,9 @@ TEST_F(Usage, HelpOfEveryCommand) {
       {{"prepare"}, {"Input and output:", "Tokenizer:", "Machine:"}},
       {{"train"},
        {"Run:", "Model:", "Batch:", "Optimizer:", "Schedule:", "Numerics:", "Machine:", "Output:"}},
-      {{"generate"}, {"Model:", "Prompts:", "Sampling:", "Output:", "Numerics:", "Machine:"}},
+      {{"generate"},
+       {"Model:", "Prompts:", "Sampling:", "Penalties and bans",
+        "Output:", "Numerics:", "Machine:"}},
       {{"evaluate"}, {"Model and data:", "Output:", "Numerics:", "Machine:"}},
       {{"checkpoint"}, {"list", "inspect", "verify", "diff", "export", "import"}},
       {{"doctor"}, {"Output:"}},
