@@ -6,6 +6,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "comm/agreement.h"
+#include "inference/weights.h"
 #include "launch/command.h"
 #include "launch/compute_options.h"
 #include "launch/same_tokenizer.h"
@@ -40,16 +41,15 @@ OptionTable options(EvaluateOptions& o) {
 // Windows of a forward pass: enough tokens to keep matrix products efficient.
 constexpr int64_t kTokensAtOnce = 4096;
 
-std::unique_ptr<Transformer> load_model(const Checkpoint& checkpoint, const Compute& compute) {
+std::unique_ptr<Transformer> make_model(const Checkpoint& checkpoint, const Weights& weights,
+                                        const Compute& compute) {
   Transformer::Options options;
   options.device = compute.device;
   options.precision = compute.precision;
   const int64_t length = checkpoint.info().model.context_length;
   options.micro_batch_size = std::max<int64_t>(1, kTokensAtOnce / length);
   options.training = false;
-  auto model = std::make_unique<Transformer>(checkpoint.info().model, options);
-  checkpoint.read(FlatKind::weights, 0, model->weights());
-  return model;
+  return std::make_unique<Transformer>(checkpoint.info().model, options, weights.parameters());
 }
 
 void print_table(const EvaluateOptions& o, const Evaluation& evaluation, DType precision,
@@ -77,13 +77,15 @@ ExitCode run_evaluate(const Arguments& arguments, MpiSession* session) {
   });
   const Compute compute = start_compute(o.compute, session);
   std::optional<Dataset> dataset;
+  std::optional<Weights> weights;
   std::unique_ptr<Transformer> model;
   run_together(session->world(), [&] {
     dataset.emplace(Dataset::open(o.data));
     dataset->split(o.split);
     const Checkpoint checkpoint = Checkpoint::open(o.checkpoint);
     check_same_tokenizer(checkpoint, *dataset);
-    model = load_model(checkpoint, compute);
+    weights.emplace(checkpoint, compute.precision, compute.device);
+    model = make_model(checkpoint, *weights, compute);
   });
   const auto start = std::chrono::steady_clock::now();
   const Evaluation evaluation = evaluate(*model, dataset->split(o.split), session->world());

@@ -11,13 +11,14 @@
 #include "model/activations.h"
 #include "model/batch_staging.h"
 #include "model/layer.h"
-#include "model/parameter_views.h"
 
 namespace lockstep {
 
 class Transformer::Implementation {
  public:
-  Implementation(const ModelConfig& config, const Options& options);
+  // `parameters` are somebody else's; null: its own.
+  Implementation(const ModelConfig& config, const Options& options,
+                 const ModelParameters* parameters);
 
   double forward(const Batch& batch, float gradient_scale);
   void backward(const GroupCallback& group_ready);
@@ -132,17 +133,23 @@ Transformer::Memory Transformer::Implementation::memory() const {
           .inputs = staging_.device_bytes()};
 }
 
-Transformer::Implementation::Implementation(const ModelConfig& config, const Options& options)
+Transformer::Implementation::Implementation(const ModelConfig& config, const Options& options,
+                                            const ModelParameters* parameters)
     : config_(config),
       table_(config),
       options_(resolved(config, options, table_.size())),
-      weights_(options_.precision, {options_.padded_size}, options_.device),
+      weights_(parameters == nullptr
+                   ? Buffer(options_.precision, {options_.padded_size}, options_.device)
+                   : Buffer()),
       gradients_(options_.training ? Buffer(DType::fp32, {options_.padded_size}, options_.device)
                                    : Buffer()),
       keep_(keep_of(options_)),
       staging_(options_.device, options_.micro_batch_size, options_.sequence_length),
       stream_(options_.device) {
-  parameters_ = parameter_views(table_, weights_.tensor().slice(0, table_.size()));
+  CHECK(parameters == nullptr || !options_.training);
+  parameters_ = parameters == nullptr
+                    ? parameter_views(table_, weights_.tensor().slice(0, table_.size()))
+                    : *parameters;
   if (options_.training) {
     parameter_gradients_ = parameter_views(table_, gradients_.tensor().slice(0, table_.size()));
   }
@@ -269,7 +276,10 @@ void Transformer::Implementation::losses(const Batch& host_batch, const Tensor& 
 }
 
 Transformer::Transformer(const ModelConfig& config, const Options& options)
-    : implementation_(std::make_unique<Implementation>(config, options)) {}
+    : implementation_(std::make_unique<Implementation>(config, options, nullptr)) {}
+Transformer::Transformer(const ModelConfig& config, const Options& options,
+                         const ModelParameters& parameters)
+    : implementation_(std::make_unique<Implementation>(config, options, &parameters)) {}
 Transformer::~Transformer() = default;
 
 const ModelConfig& Transformer::config() const { return implementation_->config_; }
