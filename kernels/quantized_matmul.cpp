@@ -1,7 +1,7 @@
 #include "kernels/quantized_matmul.h"
 
 #include <algorithm>
-#include <array>
+#include <bit>
 
 #include "core/thread_pool.h"
 #include "kernels/cpu/rows.h"
@@ -56,44 +56,52 @@ struct QuantizedRow {
 
 // What the product needs of x, computed once a row.
 struct PreparedInputs {
-  float* values;  // (N, I): x times shift_factor
+  float* values;  // (N, I)
+  float* starts;  // (N, I * bits / 32): of each word, the sum of -offset * x over its inputs
   float* sums;    // (N, I / group_size): of x over each group
 };
 
-// The numbers of a word are not shifted down before they become floats, but for the uppermost:
-// number k stands for q * 2^(bits * k), and x is multiplied by 2^-(bits * k) instead, which is
-// exact.
-constexpr float shift_factor(int bits, int k) {
-  return (k + 1) * bits == 32 ? 1.0f : 1.0f / static_cast<float>(1u << (bits * k));
-}
+// Number k of a word becomes a float without a conversion: the byte that it stands in is shifted to
+// the upper end of a float's fraction, all else is masked out, and an exponent put in front makes
+// it offset + q. The sums begin with `starts`, which takes the offsets out again.
+template <int kBits>
+struct Place {
+  int byte;
+  bool upper_half;  // of the byte
+
+  constexpr explicit Place(int k) : byte(k * kBits / 8), upper_half(kBits == 4 && k % 2 == 1) {}
+  constexpr float offset() const { return upper_half ? 16.0f : 256.0f; }
+  constexpr uint32_t mask() const {
+    return kBits == 8 ? 0xffu << 15 : upper_half ? 0xfu << 19 : 0xfu << 15;
+  }
+};
 
 template <int kBits>
 LOCKSTEP_INLINE float number(uint32_t word, int k) {
-  constexpr uint32_t kMask = (1u << kBits) - 1;
-  const bool uppermost = (k + 1) * kBits == 32;
-  const uint32_t bits = uppermost ? word >> (kBits * k) : word & (kMask << (kBits * k));
-  return static_cast<float>(static_cast<int32_t>(bits));
+  const Place<kBits> place(k);
+  const int left = 15 - 8 * place.byte;
+  const uint32_t shifted = left > 0 ? word << left : word >> -left;
+  return std::bit_cast<float>((shifted & place.mask()) | std::bit_cast<uint32_t>(place.offset()));
 }
 
 // sums[j][l] = sum of scale * x * q over the words l, l + kLanes, ... of row j.
 template <int kBits, int kLanes>
-LOCKSTEP_CLONES void lane_sums(float (*sums)[kLanes], const float* x, const QuantizedRow* rows,
-                               int64_t groups, int64_t width) {
+LOCKSTEP_CLONES void lane_sums(float (*sums)[kLanes], const float* x, const float* starts,
+                               const QuantizedRow* rows, int64_t groups, int64_t width) {
   constexpr int kNumbers = 32 / kBits;
   const uint32_t *a = rows[0].words, *b = rows[1].words, *c = rows[2].words, *d = rows[3].words;
   const int64_t ahead = kOutputs * groups * width;  // where the next rows stand
   for (int64_t g = 0; g < groups; g++, x += width * kNumbers) {
     const float scales[kOutputs] = {rows[0].scales[g], rows[1].scales[g], rows[2].scales[g],
                                     rows[3].scales[g]};
-    for (int64_t j = 0; j < width;
-         j += kLanes, a += kLanes, b += kLanes, c += kLanes, d += kLanes) {
+    for (int64_t j = 0; j < width; j += kLanes) {
       __builtin_prefetch(a + ahead);
       __builtin_prefetch(b + ahead);
       __builtin_prefetch(c + ahead);
       __builtin_prefetch(d + ahead);
 #pragma omp simd
       for (int l = 0; l < kLanes; l++) {
-        float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+        float s0 = starts[l], s1 = starts[l], s2 = starts[l], s3 = starts[l];
 #pragma GCC unroll 8
         for (int k = 0; k < kNumbers; k++) {
           const float v = x[k * width + j + l];
@@ -107,36 +115,46 @@ LOCKSTEP_CLONES void lane_sums(float (*sums)[kLanes], const float* x, const Quan
         sums[2][l] += scales[2] * s2;
         sums[3][l] += scales[3] * s3;
       }
+      a += kLanes, b += kLanes, c += kLanes, d += kLanes, starts += kLanes;
     }
   }
 }
 
-// The sum over groups of scale * zero * (sum of x).
-LOCKSTEP_CLONES float sum_of_zeros(const QuantizedRow& row, const float* sums, int64_t groups) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t g = 0; g < groups; g++) {
-    sum += row.scales[g] * static_cast<float>(row.zeros[g]) * sums[g];
+// sums[j][l] -= scale * zero * (sum of x) over the groups l, l + kLanes, ... of row j.
+template <int kLanes>
+LOCKSTEP_CLONES void subtract_zeros(float (*sums)[kLanes], const float* group_sums,
+                                    const QuantizedRow* rows, int64_t groups) {
+  for (int64_t j = 0; j < kOutputs; j++) {
+    const auto [words, scales, zeros] = rows[j];
+    int64_t g = 0;
+    for (; g + kLanes <= groups; g += kLanes) {
+#pragma omp simd
+      for (int l = 0; l < kLanes; l++) {
+        sums[j][l] -= scales[g + l] * static_cast<float>(zeros[g + l]) * group_sums[g + l];
+      }
+    }
+    for (int l = 0; g + l < groups; l++) {
+      sums[j][l] -= scales[g + l] * static_cast<float>(zeros[g + l]) * group_sums[g + l];
+    }
   }
-  return sum;
 }
 
 // out[j] = x . row j, for four rows.
 template <int kBits, int kLanes>
-void four_dots(float* out, const float* x, const float* group_sums, const QuantizedRow* rows,
-               int64_t groups, int64_t width) {
+void four_dots(float* out, const PreparedInputs& x, const QuantizedRow* rows, int64_t groups,
+               int64_t width) {
   float sums[kOutputs][kLanes] = {};
-  lane_sums<kBits, kLanes>(sums, x, rows, groups, width);
+  lane_sums<kBits, kLanes>(sums, x.values, x.starts, rows, groups, width);
+  subtract_zeros<kLanes>(sums, x.sums, rows, groups);
   for (int64_t j = 0; j < kOutputs; j++) {
     for (int half = kLanes / 2; half > 0; half /= 2) {
       for (int l = 0; l < half; l++) sums[j][l] += sums[j][l + half];
     }
-    out[j] = sums[j][0] - sum_of_zeros(rows[j], group_sums, groups);
+    out[j] = sums[j][0];
   }
 }
 
-using FourDots = void (*)(float*, const float*, const float*, const QuantizedRow*, int64_t,
-                          int64_t);
+using FourDots = void (*)(float*, const PreparedInputs&, const QuantizedRow*, int64_t, int64_t);
 
 FourDots four_dots_for(const QuantizedMatrix& weight) {
   if (weight.bits == 8) return weight.words_of_group() == 8 ? four_dots<8, 8> : four_dots<8, 16>;
@@ -144,35 +162,44 @@ FourDots four_dots_for(const QuantizedMatrix& weight) {
   return weight.words_of_group() == 8 ? four_dots<4, 8> : four_dots<4, 16>;
 }
 
-LOCKSTEP_CLONES void scale(float* values, float factor, int64_t n) {
+LOCKSTEP_CLONES void subtract(float* out, float factor, const float* x, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) values[i] *= factor;
+  for (int64_t i = 0; i < n; i++) out[i] -= factor * x[i];
 }
 
-LOCKSTEP_CLONES float sum(const float* values, int64_t n) {
-  return sum_terms(n, [&](int64_t i) { return values[i]; });
+LOCKSTEP_CLONES float sum(const float* x, int64_t n) {
+  return sum_terms(n, [&](int64_t i) { return x[i]; });
+}
+
+// Of row n alone.
+PreparedInputs row_of(const PreparedInputs& x, int64_t n, const QuantizedMatrix& weight) {
+  return {x.values + n * weight.inputs, x.starts + n * weight.words_of_row(),
+          x.sums + n * weight.groups()};
 }
 
 template <class T>
-void prepare_row(const QuantizedMatrix& weight, const T* x, float* values, float* sums) {
+void prepare_row(const PreparedInputs& out, const T* x, const QuantizedMatrix& weight) {
   const int64_t width = weight.words_of_group();
-  widen(values, x, weight.inputs);
-  for (int64_t g = 0; g < weight.groups(); g++, values += weight.group_size) {
-    sums[g] = sum(values, weight.group_size);
-    for (int k = 1; k < 32 / weight.bits; k++) {
-      scale(values + k * width, shift_factor(weight.bits, k), width);
+  widen(out.values, x, weight.inputs);
+  std::fill_n(out.starts, weight.words_of_row(), 0.0f);
+  for (int64_t g = 0; g < weight.groups(); g++) {
+    const float* values = out.values + g * weight.group_size;
+    out.sums[g] = sum(values, weight.group_size);
+    for (int k = 0; k < 32 / weight.bits; k++) {
+      const float offset = weight.bits == 8 ? Place<8>(k).offset() : Place<4>(k).offset();
+      subtract(out.starts + g * width, offset, values + k * width, width);
     }
   }
 }
 
 template <class T>
 PreparedInputs prepare(const QuantizedMatrix& weight, const Tensor& x) {
-  static thread_local Scratch value_scratch, sum_scratch;
-  const PreparedInputs prepared{value_scratch.get<float>(x.size()),
-                                sum_scratch.get<float>(x.rows() * weight.groups())};
+  static thread_local Scratch values, starts, sums;
+  const PreparedInputs prepared{values.get<float>(x.size()),
+                                starts.get<float>(x.rows() * weight.words_of_row()),
+                                sums.get<float>(x.rows() * weight.groups())};
   parallel_for(x.rows(), 1, [&](int64_t n, int64_t) {
-    prepare_row(weight, x.as<T>() + n * weight.inputs, prepared.values + n * weight.inputs,
-                prepared.sums + n * weight.groups());
+    prepare_row(row_of(prepared, n, weight), x.as<T>() + n * weight.inputs, weight);
   });
   return prepared;
 }
@@ -192,8 +219,8 @@ void forward(T* y, const PreparedInputs& x, int64_t rows, const QuantizedMatrix&
           four[j] = {weight.words + row * weight.words_of_row(),
                      weight.scales + row * weight.groups(), weight.zeros + row * weight.groups()};
         }
-        dots(sums + (o - first), x.values + n * weight.inputs, x.sums + n * weight.groups(), four,
-             weight.groups(), weight.words_of_group());
+        dots(sums + (o - first), row_of(x, n, weight), four, weight.groups(),
+             weight.words_of_group());
       }
       for (int64_t o = first; bias != nullptr && o < end; o++) sums[o - first] += to_float(bias[o]);
       narrow(y + n * weight.outputs + first, sums, end - first);

@@ -60,16 +60,19 @@ TYPED_TEST(QuantizedMatmul, AgreesWithFloat64) {
     cpu::quantized_linear_forward(y.tensor(), x.tensor(), weight.view, bias.tensor(), stream);
     for (int64_t n = 0; n < c.rows; n++) {
       for (int64_t o = 0; o < c.outputs; o++) {
-        // The kernel adds up x * q and x * zero apart: each term, of magnitude scale |x| q or
-        // scale |x| zero, passes through fewer than `inputs` additions, and at most 4 roundings
+        // The kernel adds up x * (q + offset), takes x * offset out again word by word, offset up
+        // to 256, and subtracts x * zero at the end, all in at least four lanes: a term passes
+        // through at most 17 additions of its word, a quarter of those of a row, and four roundings
         // before and after them.
-        double want = bias[o], magnitude = std::abs(want);
+        double want = bias[o], magnitude = std::abs(want), offsets = 0;
         for (int64_t i = 0; i < c.inputs; i++) {
           const double scaled = x[n * c.inputs + i] * weight.scale(o, i);
           want += scaled * (weight.number(o, i) - weight.zero(o, i));
           magnitude += std::abs(scaled) * (weight.number(o, i) + weight.zero(o, i));
+          offsets += std::abs(scaled) * 2 * 256;
         }
-        const double error = magnitude * static_cast<double>(c.inputs / 4 + 4) * kRounding;
+        const double error =
+            (magnitude * static_cast<double>(c.inputs / 4 + 4) + offsets * 17) * kRounding;
         ASSERT_NEAR(y[n * c.outputs + o], want, error + storage_error<T>(std::abs(want) + error))
             << c.bits << " bits, groups of " << c.group_size << ", row " << n << ", output " << o;
       }
