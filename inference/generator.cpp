@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "inference/text_stream.h"
+#include "inference/weights.h"
 #include "model/decoder.h"
 
 namespace lockstep {
@@ -28,22 +29,6 @@ std::string_view name(FinishReason reason) {
 
 namespace {
 
-Buffer read_weights(const Checkpoint& checkpoint, DType precision, Device device) {
-  Buffer weights(precision, {checkpoint.table().size()}, device);
-  checkpoint.read(FlatKind::weights, 0, weights.tensor());
-  return weights;
-}
-
-// Of the weights that a pass over one token reads: all but the rows of tables that it looks up.
-int64_t bytes_read_a_token(const ParameterTable& table, const ModelConfig& config,
-                           DType precision) {
-  int64_t count = table.size();
-  if (!config.tied_embeddings) count -= table.at("embedding.tokens.weight").shape.size();
-  const Parameter* positions = table.find("embedding.positions.weight");
-  if (positions != nullptr) count -= positions->shape.size();
-  return count * size_bytes(precision);
-}
-
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -57,11 +42,10 @@ class Generator::Implementation {
         device_(device),
         tokenizer_(Tokenizer::from_json(checkpoint.info().tokenizer_json,
                                         checkpoint.path().string() + ": tokenizer")),
-        weights_(read_weights(checkpoint, precision, device)),
-        decoder_(checkpoint.info().model, weights_.tensor()),
+        weights_(checkpoint, precision, device),
+        decoder_(checkpoint.info().model, weights_.parameters()),
         hidden_(precision, {1, config().hidden_size}, device),
-        logits_(DType::fp32, {1, config().vocab_size}),
-        bytes_read_a_token_(bytes_read_a_token(checkpoint.table(), config(), precision)) {
+        logits_(DType::fp32, {1, config().vocab_size}) {
     if (tokenizer_.vocab_size() > config().vocab_size) {
       throw DataError("{}: the tokenizer has {} tokens, the model {}", checkpoint.path().string(),
                       tokenizer_.vocab_size(), config().vocab_size);
@@ -100,10 +84,9 @@ class Generator::Implementation {
   const DType precision_;
   const Device device_;
   const Tokenizer tokenizer_;
-  const Buffer weights_;
+  const Weights weights_;
   Decoder decoder_;
   const Buffer hidden_, logits_;
-  const int64_t bytes_read_a_token_;
   SamplingBuffers buffers_;
 };
 
@@ -178,7 +161,7 @@ Completion Generator::Implementation::generate(const std::string& prompt,
       logits = next_logits(std::span(&tokens.back(), 1), kv);
       statistics.passes++;
       statistics.passes_bytes +=
-          bytes_read_a_token_ + kv.size_bytes() * kv.length() / kv.capacity();
+          weights_.bytes_read_a_token() + kv.size_bytes() * kv.length() / kv.capacity();
     }
     const int32_t token =
         sample(logits.first(known), {tokens, prompt_size}, options, stream_index, buffers_);

@@ -7,6 +7,7 @@
 #include "checkpoints/checkpoint.h"
 #include "comm/agreement.h"
 #include "inference/task.h"
+#include "inference/weights.h"
 #include "launch/command.h"
 #include "launch/compute_options.h"
 #include "launch/same_tokenizer.h"
@@ -61,16 +62,15 @@ void check_stride(int64_t stride, const Checkpoint& checkpoint) {
                    context);
 }
 
-std::unique_ptr<Transformer> load_model(const Checkpoint& checkpoint, const Compute& compute) {
+std::unique_ptr<Transformer> make_model(const Checkpoint& checkpoint, const Weights& weights,
+                                        const Compute& compute) {
   Transformer::Options options;
   options.device = compute.device;
   options.precision = compute.precision;
   const int64_t length = checkpoint.info().model.context_length;
   options.micro_batch_size = std::max<int64_t>(1, kTokensAtOnce / length);
   options.training = false;
-  auto model = std::make_unique<Transformer>(checkpoint.info().model, options);
-  checkpoint.read(FlatKind::weights, 0, model->weights());
-  return model;
+  return std::make_unique<Transformer>(checkpoint.info().model, options, weights.parameters());
 }
 
 std::string interval_text(const std::optional<ConfidenceInterval>& interval) {
@@ -115,6 +115,7 @@ void check_options(const OptionTable& table, const EvaluateOptions& o) {
 
 void evaluate_split(const EvaluateOptions& o, const Compute& compute, MpiSession& session) {
   std::optional<Dataset> dataset;
+  std::optional<Weights> weights;
   std::unique_ptr<Transformer> model;
   run_together(session.world(), [&] {
     dataset.emplace(Dataset::open(o.data));
@@ -122,7 +123,8 @@ void evaluate_split(const EvaluateOptions& o, const Compute& compute, MpiSession
     const Checkpoint checkpoint = Checkpoint::open(o.checkpoint);
     check_same_tokenizer(checkpoint, *dataset);
     check_stride(o.evaluation.stride, checkpoint);
-    model = load_model(checkpoint, compute);
+    weights.emplace(checkpoint, compute.precision, compute.device);
+    model = make_model(checkpoint, *weights, compute);
   });
   const auto start = std::chrono::steady_clock::now();
   const Evaluation evaluation =

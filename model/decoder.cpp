@@ -29,12 +29,15 @@ Tensor KvCache::layer_slice(const Buffer& buffer, int64_t layer) {
 }
 
 Decoder::Decoder(const ModelConfig& config, const Tensor& weights, int64_t chunk)
+    : Decoder(config, parameter_views(ParameterTable(config), weights), chunk) {}
+
+Decoder::Decoder(const ModelConfig& config, const ModelParameters& parameters, int64_t chunk)
     : config_(config),
-      parameters_(parameter_views(ParameterTable(config), weights)),
-      dtype_(weights.dtype()),
+      parameters_(parameters),
+      dtype_(parameters.tokens.dtype()),
       chunk_(std::min(chunk, config.context_length)),
-      tokens_(DType::int32, {chunk_}, weights.device()),
-      stream_(weights.device()) {
+      tokens_(DType::int32, {chunk_}, parameters.tokens.device()),
+      stream_(parameters.tokens.device()) {
   CHECK(chunk >= 1);
   if (config_.family == Family::llama) {
     rope_table_ = rope_table(config_, config_.context_length, stream_.device());

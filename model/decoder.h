@@ -41,6 +41,9 @@ class Decoder {
   // time: activations need chunk * (about 8 C + 3 F) elements.
   Decoder(const ModelConfig& config, const Tensor& weights, int64_t chunk = 128);
 
+  // The same of parameters that stand apart, the layers' matrices quantized or not.
+  Decoder(const ModelConfig& config, const ModelParameters& parameters, int64_t chunk = 128);
+
   // Appends tokens (N) int32, in the CPU's memory, to the cache's sequence. Writes the states after
   // the final norm of the last M of them to hidden (M, C), 1 <= M <= N, in compute precision.
   // Throws std::logic_error when the cache or the context length has no room for N more, or on a

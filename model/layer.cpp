@@ -6,6 +6,7 @@
 #include "kernels/attention.h"
 #include "kernels/layernorm.h"
 #include "kernels/matmul.h"
+#include "kernels/quantized_matmul.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 
@@ -70,12 +71,22 @@ void norm_backward(const ModelConfig& config, const Tensor& dx, const Tensor& dg
   }
 }
 
+namespace {
+
+void linear(const Tensor& y, const Tensor& x, const Tensor& weight,
+            const kernels::QuantizedMatrix& quantized, const Tensor& bias, Stream& stream) {
+  if (quantized.empty()) return kernels::linear_forward(y, x, weight, bias, stream);
+  kernels::cpu::quantized_linear_forward(y, x, quantized, bias, stream);
+}
+
+}  // namespace
+
 void before_attention(const ModelConfig& config, const LayerParameters& w,
                       const LayerActivations& a, const Tensor& rope_table, int64_t first_position,
                       Stream& stream) {
   norm_forward(config, a.normed_input, a.attention_mean, a.attention_scale, a.input, {},
                w.attention_norm_gain, w.attention_norm_bias, stream);
-  kernels::linear_forward(a.qkv, a.normed_input, w.qkv_weight, w.qkv_bias, stream);
+  linear(a.qkv, a.normed_input, w.qkv_weight, w.quantized.qkv, w.qkv_bias, stream);
   if (config.family == Family::llama) {
     kernels::rope_forward(a.qkv, rope_table, config.heads(), first_position, stream);
   }
@@ -83,7 +94,7 @@ void before_attention(const ModelConfig& config, const LayerParameters& w,
 
 void after_attention(const ModelConfig& config, const LayerParameters& w, const LayerActivations& a,
                      const LayerDropout& dropout, Stream& stream) {
-  kernels::linear_forward(a.middle, a.attended, w.output_weight, w.output_bias, stream);
+  linear(a.middle, a.attended, w.output_weight, w.quantized.output, w.output_bias, stream);
   Tensor x = a.input;
   kernels::ResidualSum residual{a.middle, a.middle};
   if (dropout.attention_branch.active()) {
@@ -92,14 +103,16 @@ void after_attention(const ModelConfig& config, const LayerParameters& w, const 
   }
   norm_forward(config, a.normed_middle, a.ffn_mean, a.ffn_scale, x, residual, w.ffn_norm_gain,
                w.ffn_norm_bias, stream);
-  if (config.family == Family::gpt2) {
+  if (config.family == Family::gpt2 && w.quantized.up.empty()) {
     kernels::linear_activation_forward(a.activated, a.up, a.normed_middle, w.up_weight, w.up_bias,
                                        config.activation, stream);
   } else {
-    kernels::linear_forward(a.up, a.normed_middle, w.up_weight, w.up_bias, stream);
-    kernels::gated_activation_forward(a.activated, a.up, config.activation, stream);
+    linear(a.up, a.normed_middle, w.up_weight, w.quantized.up, w.up_bias, stream);
+    const auto activate = config.family == Family::gpt2 ? kernels::activation_forward
+                                                        : kernels::gated_activation_forward;
+    activate(a.activated, a.up, config.activation, stream);
   }
-  kernels::linear_forward(a.output, a.activated, w.down_weight, w.down_bias, stream);
+  linear(a.output, a.activated, w.down_weight, w.quantized.down, w.down_bias, stream);
   kernels::residual_add(a.output, a.middle, a.output, dropout.ffn_branch, stream);
 }
 

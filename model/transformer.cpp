@@ -10,13 +10,14 @@
 #include "kernels/reduce.h"
 #include "model/activations.h"
 #include "model/layer.h"
-#include "model/parameter_views.h"
 
 namespace lockstep {
 
 class Transformer::Implementation {
  public:
-  Implementation(const ModelConfig& config, const Options& options);
+  // `parameters` are somebody else's; null: its own.
+  Implementation(const ModelConfig& config, const Options& options,
+                 const ModelParameters* parameters);
 
   void forward(const Batch& batch, const float* gradient_scale, double* loss_sum);
   void backward(const GroupCallback& group_ready);
@@ -136,18 +137,24 @@ Transformer::Memory Transformer::Implementation::memory() const {
           .inputs = inputs_.size_bytes()};
 }
 
-Transformer::Implementation::Implementation(const ModelConfig& config, const Options& options)
+Transformer::Implementation::Implementation(const ModelConfig& config, const Options& options,
+                                            const ModelParameters* parameters)
     : config_(config),
       table_(config),
       options_(resolved(config, options, table_.size())),
-      weights_(Buffer::for_peers(options_.precision, {options_.padded_size}, options_.device)),
+      weights_(parameters == nullptr ? Buffer::for_peers(options_.precision, {options_.padded_size},
+                                                         options_.device)
+                                     : Buffer()),
       gradients_(options_.training
                      ? Buffer::for_peers(DType::fp32, {options_.padded_size}, options_.device)
                      : Buffer()),
       keep_(keep_of(options_)),
       inputs_(DType::int32, inputs_shape(options_), options_.device),
       stream_(options_.device) {
-  parameters_ = parameter_views(table_, weights_.tensor().slice(0, table_.size()));
+  CHECK(parameters == nullptr || !options_.training);
+  parameters_ = parameters == nullptr
+                    ? parameter_views(table_, weights_.tensor().slice(0, table_.size()))
+                    : *parameters;
   if (options_.training) {
     parameter_gradients_ = parameter_views(table_, gradients_.tensor().slice(0, table_.size()));
   }
@@ -283,7 +290,10 @@ void Transformer::Implementation::losses(const Batch& host_batch, const Tensor& 
 }
 
 Transformer::Transformer(const ModelConfig& config, const Options& options)
-    : implementation_(std::make_unique<Implementation>(config, options)) {}
+    : implementation_(std::make_unique<Implementation>(config, options, nullptr)) {}
+Transformer::Transformer(const ModelConfig& config, const Options& options,
+                         const ModelParameters& parameters)
+    : implementation_(std::make_unique<Implementation>(config, options, &parameters)) {}
 Transformer::~Transformer() = default;
 
 const ModelConfig& Transformer::config() const { return implementation_->config_; }

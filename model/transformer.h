@@ -6,6 +6,7 @@
 #include "core/tensor.h"
 #include "model/config.h"
 #include "model/parameter_table.h"
+#include "model/parameter_views.h"
 
 // Letters for shapes, here and in kernels/:
 //   B sequences of the micro-batch   T tokens of a sequence     N = B * T
@@ -47,6 +48,9 @@ class Transformer {
     int64_t padded_size = 0;  // elements of each flat buffer, zeros behind the parameters; 0: P
   };
   Transformer(const ModelConfig& config, const Options& options);
+  // Computes with parameters of somebody else, in options.precision and on options.device, which
+  // must outlive it; the layers' matrices may be quantized. Not for training; without weights().
+  Transformer(const ModelConfig& config, const Options& options, const ModelParameters& parameters);
   ~Transformer();
 
   const ModelConfig& config() const;
