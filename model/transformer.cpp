@@ -142,9 +142,9 @@ Transformer::Implementation::Implementation(const ModelConfig& config, const Opt
     : config_(config),
       table_(config),
       options_(resolved(config, options, table_.size())),
-      weights_(parameters == nullptr ? Buffer::for_peers(options_.precision, {options_.padded_size},
-                                                         options_.device)
-                                     : Buffer()),
+      weights_(parameters == nullptr
+                   ? Buffer::for_peers(options_.precision, {options_.padded_size}, options_.device)
+                   : Buffer()),
       gradients_(options_.training
                      ? Buffer::for_peers(DType::fp32, {options_.padded_size}, options_.device)
                      : Buffer()),
