@@ -244,7 +244,8 @@ bool checkpoint_is_collective(const Arguments& arguments) {
 }
 
 ExitCode run_checkpoint(const Arguments& arguments, MpiSession* session) {
-  if (wants_help(arguments)) {
+  const bool quantizes = !arguments.empty() && arguments.front() == "quantize";
+  if (wants_help(arguments) && !quantizes) {
     if (first_worker(session)) fmt::print("{}", kOverview);
     return ExitCode::done;
   }

@@ -11,6 +11,8 @@
 #include "data/prepare.h"
 #include "inference/comparison.h"
 #include "inference/generator.h"
+#include "inference/rounding.h"
+#include "model/decoder.h"
 #include "tests/inference/golden.h"
 
 namespace lockstep {
@@ -35,9 +37,14 @@ class QuantizeOf : public ::testing::TestWithParam<Family> {
     fill_in_sizes(config);
     golden.config = config;
     golden.weights.resize(ParameterTable(config).size());
+    const ParameterTable table(config);
     std::mt19937 random(1);
-    for (float& weight : golden.weights) {
-      weight = std::normal_distribution<float>(0.02f, 0.15f)(random);
+    for (const Parameter& parameter : table.parameters()) {
+      const bool gain = parameter.name.ends_with("norm.weight");
+      std::normal_distribution<float> normal(gain ? 1 : 0.01f, 0.15f);
+      for (int64_t i = parameter.offset; i < parameter.end(); i++) {
+        golden.weights[i] = normal(random);
+      }
     }
     whole_.emplace(golden.checkpoint(folder_ / "run"));
 
@@ -96,7 +103,7 @@ Checkpoint dequantized(const Checkpoint& whole, const Checkpoint& quantized,
   return golden.checkpoint(run);
 }
 
-// Logits of order 1, of sums of up to 128 products in fp32, through two layers: 1e-4.
+// Logits of order 10, of sums of up to 128 products in fp32, through two layers: 1e-3.
 TEST_P(QuantizeOf, TheForwardPassIsThatOfTheWeightsTheNumbersStandFor) {
   const Checkpoint after = quantized({4, 32});
   const Checkpoint same = dequantized(*whole_, after, folder_ / "dequantized");
@@ -106,7 +113,7 @@ TEST_P(QuantizeOf, TheForwardPassIsThatOfTheWeightsTheNumbersStandFor) {
     split().copy(3, count, tokens.data());
     const auto got = quantized_generator.next_token_logits(tokens);
     const auto want = whole_generator.next_token_logits(tokens);
-    for (size_t v = 0; v < want.size(); v++) ASSERT_NEAR(got[v], want[v], 1e-4) << count;
+    for (size_t v = 0; v < want.size(); v++) ASSERT_NEAR(got[v], want[v], 1e-3) << count;
   }
 }
 
@@ -116,6 +123,51 @@ TEST_P(QuantizeOf, CalibrationLeavesLessDivergence) {
   const double calibrated = compared(quantized({4, 32, true})).kl_divergence;
   EXPECT_LT(calibrated, 0.5 * plain);
   EXPECT_LT(eight, 0.1 * calibrated);
+}
+
+// Layer 1 is rounded for what it gets from layer 0 as quantized. That is what a model of layer 0
+// alone has for hidden states, with layer 1's norm for its last.
+TEST_P(QuantizeOf, ALayerIsRoundedForWhatTheQuantizedOnesBeforeItGiveIt) {
+  const Quantization quantization{4, 32, true};
+  const int64_t length = config().context_length, width = config().hidden_size;
+  const auto tokens = spread_windows(split(), length, 200);
+  const auto matrices = quantize(*whole_, quantization, tokens);
+  const Weights weights(*whole_, DType::fp32);
+  ModelConfig first_layer = config();
+  first_layer.num_layers = 1;
+  ModelParameters parameters = weights.parameters();
+  const LayerParameters second = parameters.layers[1];
+  parameters.layers.resize(1);
+  parameters.layers[0].quantized = {matrices[0].matrix(), matrices[1].matrix(),
+                                    matrices[2].matrix(), matrices[3].matrix()};
+  parameters.final_gain = second.attention_norm_gain;
+  parameters.final_bias = second.attention_norm_bias;
+  Decoder decoder(first_layer, parameters);
+  std::vector<double> hessian(width * width);
+  const Buffer hidden(DType::fp32, {length, width});
+  for (size_t at = 0; at < tokens.size(); at += length) {
+    KvCache cache(first_layer, length, DType::fp32);
+    std::vector<int32_t> window(tokens.begin() + at, tokens.begin() + at + length);
+    decoder.forward(Tensor(window.data(), DType::int32, {length}), cache, hidden.tensor());
+    const auto* x = hidden.tensor().as<float>();
+    for (int64_t t = 0; t < length; t++) {
+      for (int64_t i = 0; i < width * width; i++) {
+        hessian[i] += double{x[t * width + i / width]} * x[t * width + i % width];
+      }
+    }
+  }
+  const QuantizedBuffer want(second.qkv_weight.shape(), quantization);
+  round_for_inputs(want.matrix(), second.qkv_weight, hessian);
+  const kernels::QuantizedMatrix& got = matrices[4].matrix();
+  int64_t equal = 0;
+  std::vector<uint8_t> a(width), b(width);
+  for (int64_t o = 0; o < got.outputs; o++) {
+    unpack_row(got, o, a.data());
+    unpack_row(want.matrix(), o, b.data());
+    for (int64_t i = 0; i < width; i++) equal += a[i] == b[i];
+  }
+  // Sums of fp32 differ in their last bits, which moves a weight that lies between two numbers.
+  EXPECT_GT(static_cast<double>(equal), 0.99 * static_cast<double>(got.outputs * width));
 }
 
 TEST_P(QuantizeOf, ComparesAModelWithItself) {
@@ -151,9 +203,9 @@ TEST_P(QuantizeOf, TheFiguresAreThoseOfTheirDefinitions) {
   }
   EXPECT_NEAR(got.perplexity_before, std::exp(loss_p / 40), 1e-4 * got.perplexity_before);
   EXPECT_NEAR(got.perplexity_after, std::exp(loss_q / 40), 1e-4 * got.perplexity_after);
-  EXPECT_NEAR(got.kl_divergence, divergence / 40, 0.01 * got.kl_divergence);
+  EXPECT_NEAR(got.kl_divergence, divergence / 40, 1e-3 * got.kl_divergence);
   EXPECT_NEAR(got.top_1_agreement, agreed / 40, 1e-9);
-  EXPECT_GT(got.kl_divergence, 5e-5);
+  EXPECT_GT(got.kl_divergence, 0.01);
   EXPECT_LT(got.top_1_agreement, 1);
 }
 

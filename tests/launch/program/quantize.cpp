@@ -96,6 +96,14 @@ TEST_F(Quantize, TheFileIsReadLikeACheckpoint) {
   EXPECT_EQ(json::parse(text.out)["tokens"].size(), 5);
 }
 
+TEST_F(Quantize, HasAHelpOfItsOwn) {
+  const Result help = run({"checkpoint", "quantize", "--help"});
+  EXPECT_EQ(help.code, 0);
+  for (const char* part : {"--bits", "--group-size", "--calibrate", "--evaluation-tokens"}) {
+    EXPECT_THAT(help.out, HasSubstr(part));
+  }
+}
+
 TEST_F(Quantize, WrongUsage) {
   const std::string out = world.path("never.h5");
   expect_error(quantize({"--bits", "3", "--output", out}), 2, {"bits", "3", "8, 4"});
