@@ -46,11 +46,13 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
     : config_(config),
       communicator_(communicator),
       dataset_(dataset),
+      products_(config.run),
+      product_notes_(start.resumes && config.device == Device::cuda ? products_.reuse(communicator)
+                                                                    : std::vector<std::string>()),
       peak_flops_(measure_peak(config, communicator)),
       training_(config, communicator, dataset, start, stop_requested),
       checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep,
                    patience(config)),
-      products_(config.run),
       progress_(communicator.rank() == 0, config.log_every) {
   if (dataset.has_split("validation") && dataset.split("validation").size() > 1) {
     validation_ = &dataset.split("validation");
@@ -59,7 +61,7 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
   first_step_ = state().step;
   open_run_folder();
   describe(start);
-  if (start.resumes && config.device == Device::cuda) note(products_.reuse(communicator));
+  note(product_notes_);
 }
 
 void Run::note(const std::vector<std::string>& texts) {

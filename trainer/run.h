@@ -56,6 +56,8 @@ class Run {
   const TrainConfig& config_;
   Communicator& communicator_;
   const Dataset& dataset_;
+  ProductRecord products_;
+  const std::vector<std::string> product_notes_;  // of reusing it, before the first product of all
   const double peak_flops_;  // a second, of all workers together; measured in memory now free again
   Training training_;
 
@@ -63,7 +65,6 @@ class Run {
   CheckpointWriter checkpoints_;
   std::optional<int64_t> saving_step_, saved_step_;
   std::optional<MetricsFile> metrics_;  // the first worker's
-  ProductRecord products_;
   Progress progress_;
 
   int64_t first_step_ = 0;

@@ -88,9 +88,10 @@ TEST_F(TrainStepCuda, AGraphHasTheBitsOfTheStepThatItCaptured) {
     TrainConfig config = tests::small_training(family, DType::fp32);
     config.device = Device::cuda;
     config.model.dropout = 0.1f;
-    config.batch_size = 8;  // two virtual workers with two micro-batches each
+    config.micro_batch_size = 1;
+    config.batch_size = 4;  // two virtual workers with two micro-batches each
     config.virtual_workers = 2;
-    config.steps = 5;
+    config.steps = 4;
     config.cuda_graph = false;
     const Trained plain = trained(config, Ahead::no);
     EXPECT_NE(plain.numbers[0], plain.numbers[3]);
