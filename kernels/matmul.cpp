@@ -11,12 +11,9 @@
 namespace lockstep::kernels::cpu {
 namespace {
 
-// Up to this many rows, reading the weight is what costs: rows are multiplied one by one.
-constexpr int64_t kFewRows = 4;
-
 template <class T>
-void forward_few_rows(const Tensor& y, const T* x, const T* weight, const T* bias, int64_t rows,
-                      int64_t inputs, int64_t outputs) {
+void forward_one_by_one(const Tensor& y, const T* x, const T* weight, const T* bias, int64_t rows,
+                        int64_t inputs, int64_t outputs) {
   constexpr int64_t kOutputs = 16;  // a task
   parallel_for(outputs, kOutputs, [&](int64_t first, int64_t end) {
     for (int64_t n = 0; n < rows; n++) {
@@ -56,19 +53,28 @@ void bias_gradient(const Tensor& dbias, const Tensor& dy) {
   });
 }
 
-}  // namespace
-
-void linear_forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                    Stream&) {
+void check_forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias) {
   CHECK(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows(),
         "{} = {} x {}", y.shape().to_string(), x.shape().to_string(), weight.shape().to_string());
   CHECK(x.dtype() == weight.dtype());
   CHECK(bias.empty() || (bias.size() == y.cols() && bias.dtype() == x.dtype()));
-  if (x.rows() > kFewRows) return product_by_rows(y, x, weight, bias, true);
+}
+
+}  // namespace
+
+void linear_forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                    Stream&) {
+  check_forward(y, x, weight, bias);
+  product_by_rows(y, x, weight, bias, true);
+}
+
+void linear_forward_one_by_one(const Tensor& y, const Tensor& x, const Tensor& weight,
+                               const Tensor& bias, Stream&) {
+  check_forward(y, x, weight, bias);
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    forward_few_rows(y, x.as<T>(), weight.as<T>(), bias.empty() ? nullptr : bias.as<T>(), x.rows(),
-                     x.cols(), y.cols());
+    forward_one_by_one(y, x.as<T>(), weight.as<T>(), bias.empty() ? nullptr : bias.as<T>(),
+                       x.rows(), x.cols(), y.cols());
   });
 }
 

@@ -74,26 +74,26 @@ void before_attention(const ModelConfig& config, const LayerParameters& w,
                       Stream& stream) {
   norm_forward(config, a.normed_input, a.attention_mean, a.attention_scale, a.input,
                w.attention_norm_gain, w.attention_norm_bias, stream);
-  kernels::linear_forward(a.qkv, a.normed_input, w.qkv_weight, w.qkv_bias, stream);
-  if (config.family == Family::llama) {
+  kernels::linear_forward(a.qkv, a.normed_input, w.qkv_weight, w.qkv_bias, a.rows, stream);
+  if (!rope_table.empty()) {
     kernels::rope_forward(a.qkv, rope_table, config.heads(), first_position, stream);
   }
 }
 
 void after_attention(const ModelConfig& config, const LayerParameters& w, const LayerActivations& a,
                      const LayerDropout& dropout, Stream& stream) {
-  kernels::linear_forward(a.middle, a.attended, w.output_weight, w.output_bias, stream);
+  kernels::linear_forward(a.middle, a.attended, w.output_weight, w.output_bias, a.rows, stream);
   kernels::residual_add(a.middle, a.input, a.middle, dropout.attention_branch, stream);
 
   norm_forward(config, a.normed_middle, a.ffn_mean, a.ffn_scale, a.middle, w.ffn_norm_gain,
                w.ffn_norm_bias, stream);
-  kernels::linear_forward(a.up, a.normed_middle, w.up_weight, w.up_bias, stream);
+  kernels::linear_forward(a.up, a.normed_middle, w.up_weight, w.up_bias, a.rows, stream);
   if (config.family == Family::gpt2) {
     kernels::activation_forward(a.activated, a.up, config.activation, stream);
   } else {
     kernels::gated_activation_forward(a.activated, a.up, config.activation, stream);
   }
-  kernels::linear_forward(a.output, a.activated, w.down_weight, w.down_bias, stream);
+  kernels::linear_forward(a.output, a.activated, w.down_weight, w.down_bias, a.rows, stream);
   kernels::residual_add(a.output, a.middle, a.output, dropout.ffn_branch, stream);
 }
 

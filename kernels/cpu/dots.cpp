@@ -51,9 +51,8 @@ void dots(float* out, const T* x, const T* rows, int64_t stride, int64_t count, 
 }
 
 template <class T>
-void weighted_sum(float* out, const float* weights, const T* rows, int64_t stride, int64_t count,
+void add_weighted(float* out, const float* weights, const T* rows, int64_t stride, int64_t count,
                   int64_t n) {
-  std::fill_n(out, n, 0.0f);
   for (int64_t j = 0; j < count; j += kRows) {
     const auto row = [&](int64_t k) { return rows + std::min(j + k, count - 1) * stride; };
     float of_rows[kRows] = {};
@@ -64,7 +63,7 @@ void weighted_sum(float* out, const float* weights, const T* rows, int64_t strid
 
 #define LOCKSTEP_INSTANTIATE(T)                                              \
   template void dots(float*, const T*, const T*, int64_t, int64_t, int64_t); \
-  template void weighted_sum(float*, const float*, const T*, int64_t, int64_t, int64_t);
+  template void add_weighted(float*, const float*, const T*, int64_t, int64_t, int64_t);
 LOCKSTEP_INSTANTIATE(float)
 LOCKSTEP_INSTANTIATE(bf16)
 LOCKSTEP_INSTANTIATE(fp16)

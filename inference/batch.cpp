@@ -1,0 +1,251 @@
+#include "inference/batch.h"
+
+#include <algorithm>
+
+#include "core/check.h"
+#include "core/text.h"
+#include "core/thread_pool.h"
+
+namespace lockstep {
+namespace {
+
+// Small, so that little of the last one is empty and sharing begins early.
+constexpr int64_t kPageTokens = 16;
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Special tokens in the prompt count as such. Nothing to continue: a new document.
+std::vector<int32_t> prompt_tokens(const std::string& prompt, const Tokenizer& tokenizer,
+                                   int64_t context_length) {
+  std::vector<int32_t> tokens = tokenizer.encode_with_special_tokens(prompt);
+  if (tokens.empty()) {
+    if (!tokenizer.end_of_text()) {
+      throw UsageError("the prompt is empty, and the model has no end-of-text token to start from");
+    }
+    tokens.push_back(*tokenizer.end_of_text());
+  }
+  const auto count = static_cast<int64_t>(tokens.size());
+  if (count > context_length) {
+    throw UsageError("the prompt has {} tokens; the model's context holds {}", count,
+                     context_length);
+  }
+  return tokens;
+}
+
+}  // namespace
+
+Batch::Running::Running(const GenerationRequest& of, Waiting waiting, KvSequence kv)
+    : request(of),
+      index(waiting.index),
+      prompt_size(waiting.tokens.size()),
+      most(waiting.most),
+      room(waiting.room),
+      tokens(std::move(waiting.tokens)),
+      sequence(std::move(kv)),
+      text(of.options.stop, of.on_text) {
+  completion.finish_reason =
+      most < of.options.max_tokens ? FinishReason::context : FinishReason::length;
+  completion.statistics.prompt_tokens = static_cast<int64_t>(prompt_size);
+  completion.statistics.shared_tokens = sequence.length();
+}
+
+Batch::Batch(const BatchModel& model, std::span<const GenerationRequest> requests,
+             const BatchLimits& limits, const std::function<void(size_t, Completion)>& on_done,
+             const std::function<bool()>& interrupted)
+    : model_(model),
+      requests_(requests),
+      limits_(limits),
+      on_done_(on_done),
+      interrupted_(interrupted),
+      buffers_(static_cast<size_t>(num_threads())) {
+  CHECK(limits.batch_size >= 1);
+  int64_t longest = 0;
+  for (size_t i = 0; i < requests.size(); i++) {
+    waiting_.push_back(wait(i));
+    longest = std::max(longest, waiting_.back().room);
+  }
+  // A GPU's kernels read sequences of one page.
+  const int64_t page_size = model.device == Device::cpu ? kPageTokens : (longest + 3) / 4 * 4;
+  pages_ =
+      std::make_unique<KvPages>(model.decoder.config(), page_size, model.precision, model.device);
+  for (const Waiting& w : waiting_) {
+    const int64_t bytes = pages_->pages_for(w.room) * pages_->page_bytes();
+    if (bytes <= limits.kv_cache_bytes) continue;
+    throw UsageError(
+        "{}keys and values of {} tokens need {}, and --kv-cache-memory is {}: raise it, or lower "
+        "--max-tokens",
+        which(w.index), w.room, size_text(bytes), size_text(limits.kv_cache_bytes));
+  }
+}
+
+// Where there are several requests, the one that an error is about.
+std::string Batch::which(size_t index) const {
+  return requests_.size() > 1 ? fmt::format("prompt {}: ", index + 1) : "";
+}
+
+Batch::Waiting Batch::wait(size_t index) const {
+  const SamplingOptions& options = requests_[index].options;
+  const ModelConfig& config = model_.decoder.config();
+  try {
+    validate(options);
+    validate_tokens(options, model_.tokenizer.vocab_size());
+    std::vector<int32_t> tokens =
+        prompt_tokens(requests_[index].prompt, model_.tokenizer, config.context_length);
+    const auto size = static_cast<int64_t>(tokens.size());
+    // The last token needs no place: nothing is computed from it.
+    const int64_t most = std::min(config.context_length - size + 1, options.max_tokens);
+    return {index, std::move(tokens), most, size + most - 1};
+  } catch (const UsageError& error) {
+    throw UsageError("{}{}", which(index), error.what());
+  }
+}
+
+void Batch::run() {
+  while (!waiting_.empty() || !running_.empty()) {
+    while (admit()) {
+    }
+    if (!running_.empty()) compute_next();
+  }
+}
+
+// Pages that those who run may still take.
+int64_t Batch::outstanding_pages() const {
+  int64_t count = 0;
+  for (const auto& running : running_) {
+    count += pages_->pages_for(running->room) - running->sequence.num_pages();
+  }
+  return count;
+}
+
+// Takes the next request up, as far as its first token.
+bool Batch::admit() {
+  if (waiting_.empty() || static_cast<int64_t>(running_.size()) == limits_.batch_size) return false;
+  Waiting& next = waiting_.front();
+  KvSequence sequence(*pages_);
+  sequence.share(next.tokens);
+  const int64_t needed = pages_->pages_for(next.room) - sequence.num_pages();
+  const int64_t limit = limits_.kv_cache_bytes / pages_->page_bytes();
+  if (pages_->in_use() + outstanding_pages() + needed > limit) return false;
+  const GenerationRequest& request = requests_[next.index];
+  running_.push_back(std::make_unique<Running>(request, std::move(next), std::move(sequence)));
+  waiting_.pop_front();
+  compute_prompt(*running_.back());
+  return true;
+}
+
+void Batch::compute_prompt(Running& running) {
+  const std::span<const int32_t> tokens = running.tokens;
+  const NewTokens rest{&running.sequence, tokens.subspan(running.sequence.length())};
+  const std::span<const float> logits = forward(std::span(&rest, 1), kernels::Rows::in_tiles);
+  running.sequence.publish(tokens);
+  running.prompt_done = Clock::now();
+  GenerationStatistics& statistics = running.completion.statistics;
+  statistics.prompt_seconds = seconds_since(running.started);
+  choose(std::span(&running_.back(), 1), logits);
+  statistics.first_token_seconds = seconds_since(running.started);
+  remove_ended();
+}
+
+// The next token of all that run.
+void Batch::compute_next() {
+  std::vector<NewTokens> batch;
+  for (const auto& running : running_) {
+    batch.push_back({&running->sequence, std::span(&running->tokens.back(), 1)});
+  }
+  const std::span<const float> logits = forward(batch, kernels::Rows::one_by_one);
+  const auto count = static_cast<int64_t>(running_.size());
+  const int64_t token_bytes = pages_->page_bytes() / pages_->page_size();
+  for (const auto& running : running_) {
+    GenerationStatistics& statistics = running->completion.statistics;
+    statistics.passes++;
+    statistics.passes_bytes += model_.pass_bytes / count + token_bytes * running->sequence.length();
+  }
+  choose(running_, logits);
+  remove_ended();
+}
+
+// The logits (V) after each of the new tokens, one behind the other.
+std::span<const float> Batch::forward(std::span<const NewTokens> batch, kernels::Rows rows) {
+  const auto count = static_cast<int64_t>(batch.size());
+  const ModelConfig& config = model_.decoder.config();
+  if (count * config.vocab_size > logits_.tensor().size()) {
+    hidden_ = Buffer(model_.precision, {count, config.hidden_size}, model_.device);
+    logits_ = Buffer(DType::fp32, {count, config.vocab_size});
+  }
+  const Tensor hidden = hidden_.tensor().slice(0, count), logits = logits_.tensor().slice(0, count);
+  model_.decoder.forward(batch, rows, hidden);
+  model_.decoder.logits(logits, hidden);
+  return {logits.as<float>(), static_cast<size_t>(logits.size())};
+}
+
+void Batch::choose(std::span<const std::unique_ptr<Running>> running,
+                   std::span<const float> logits) {
+  if (interrupted_ && interrupted_()) return interrupt();
+  // Ids that the tokenizer does not know (a padded vocabulary) are never chosen.
+  const auto known = static_cast<size_t>(model_.tokenizer.vocab_size());
+  const size_t all = logits.size() / running.size();
+  std::vector<int32_t> tokens(running.size());
+  parallel_for(static_cast<int64_t>(running.size()), 1, [&](int64_t n, int64_t) {
+    const Running& r = *running[n];
+    tokens[n] = sample(logits.subspan(n * all, known), {r.tokens, r.prompt_size}, r.request.options,
+                       r.request.stream_index, buffers_[thread_index()]);
+  });
+  for (size_t n = 0; n < running.size(); n++) {
+    take(*running[n], tokens[n], logits.subspan(n * all, all));
+  }
+}
+
+// Adds a token to the completion, or ends it.
+void Batch::take(Running& running, int32_t token, std::span<const float> logits) const {
+  Completion& completion = running.completion;
+  const SamplingOptions& options = running.request.options;
+  if (token == model_.tokenizer.end_of_text()) {
+    running.ended = FinishReason::end_of_text;
+    return;
+  }
+  completion.tokens.push_back(token);
+  running.tokens.push_back(token);
+  if (options.logprobs) {
+    completion.logprobs.push_back(
+        logprobs(logits, token, *options.logprobs, model_.tokenizer.vocab_size()));
+  }
+  if (running.text.push(model_.tokenizer.token_bytes(token))) {
+    running.ended = FinishReason::stop;
+  } else if (static_cast<int64_t>(completion.tokens.size()) == running.most) {
+    running.ended = completion.finish_reason;
+  }
+}
+
+void Batch::hand_over(Running& running) {
+  Completion& completion = running.completion;
+  GenerationStatistics& statistics = completion.statistics;
+  running.text.finish();
+  completion.text = running.text.text();
+  completion.finish_reason = *running.ended;
+  completion.seconds = seconds_since(running.prompt_done);
+  statistics.passes_seconds = seconds_since(running.started) - statistics.first_token_seconds;
+  statistics.kv_cache_bytes = running.sequence.num_pages() * pages_->page_bytes();
+  statistics.kv_cache_tokens = running.sequence.num_pages() * pages_->page_size();
+  on_done_(running.index, std::move(completion));
+}
+
+void Batch::remove_ended() {
+  for (const auto& running : running_) {
+    if (running->ended) hand_over(*running);
+  }
+  std::erase_if(running_, [](const auto& running) { return running->ended.has_value(); });
+}
+
+void Batch::interrupt() {
+  for (const auto& running : running_) running->ended = FinishReason::interrupted;
+  for (const Waiting& waiting : waiting_) {
+    Completion none;
+    none.finish_reason = FinishReason::interrupted;
+    on_done_(waiting.index, none);
+  }
+  waiting_.clear();
+}
+
+}  // namespace lockstep
