@@ -36,19 +36,20 @@ std::vector<int32_t> prompt_tokens(const std::string& prompt, const Tokenizer& t
 
 }  // namespace
 
-Batch::Running::Running(const GenerationRequest& of, Waiting waiting, KvSequence kv)
+Batch::Running::Running(const GenerationRequest& of, Waiting waiting, KvSequence sequence,
+                        int64_t pages_needed)
     : request(of),
       index(waiting.index),
       prompt_size(waiting.tokens.size()),
       most(waiting.most),
-      room(waiting.room),
+      pages(pages_needed),
       tokens(std::move(waiting.tokens)),
-      sequence(std::move(kv)),
       text(of.options.stop, of.on_text) {
   completion.finish_reason =
       most < of.options.max_tokens ? FinishReason::context : FinishReason::length;
   completion.statistics.prompt_tokens = static_cast<int64_t>(prompt_size);
   completion.statistics.shared_tokens = sequence.length();
+  sequences.push_back(std::move(sequence));
 }
 
 Batch::Batch(const BatchModel& model, std::span<const GenerationRequest> requests,
@@ -71,12 +72,13 @@ Batch::Batch(const BatchModel& model, std::span<const GenerationRequest> request
   pages_ =
       std::make_unique<KvPages>(model.decoder.config(), page_size, model.precision, model.device);
   for (const Waiting& w : waiting_) {
-    const int64_t bytes = pages_->pages_for(w.room) * pages_->page_bytes();
+    const int64_t bytes = pages_for(w) * pages_->page_bytes();
     if (bytes <= limits.kv_cache_bytes) continue;
     throw UsageError(
-        "{}keys and values of {} tokens need {}, and --kv-cache-memory is {}: raise it, or lower "
+        "{}keys and values of {} tokens{} need {}, and --kv-cache-memory is {}: raise it, or lower "
         "--max-tokens",
-        which(w.index), w.room, size_text(bytes), size_text(limits.kv_cache_bytes));
+        which(w.index), w.room, w.num_beams > 1 ? fmt::format(" in {} beams", w.num_beams) : "",
+        size_text(bytes), size_text(limits.kv_cache_bytes));
   }
 }
 
@@ -96,7 +98,7 @@ Batch::Waiting Batch::wait(size_t index) const {
     const auto size = static_cast<int64_t>(tokens.size());
     // The last token needs no place: nothing is computed from it.
     const int64_t most = std::min(config.context_length - size + 1, options.max_tokens);
-    return {index, std::move(tokens), most, size + most - 1};
+    return {index, std::move(tokens), most, size + most - 1, options.beams.num_beams};
   } catch (const UsageError& error) {
     throw UsageError("{}{}", which(index), error.what());
   }
@@ -110,12 +112,16 @@ void Batch::run() {
   }
 }
 
+// Pages that a request may come to need. Beams have the whole pages of the prompt in common.
+int64_t Batch::pages_for(const Waiting& waiting) const {
+  const int64_t common = static_cast<int64_t>(waiting.tokens.size()) / pages_->page_size();
+  return common + waiting.num_beams * (pages_->pages_for(waiting.room) - common);
+}
+
 // Pages that those who run may still take.
 int64_t Batch::outstanding_pages() const {
   int64_t count = 0;
-  for (const auto& running : running_) {
-    count += pages_->pages_for(running->room) - running->sequence.num_pages();
-  }
+  for (const auto& running : running_) count += running->pages - distinct_pages(running->sequences);
   return count;
 }
 
@@ -125,11 +131,12 @@ bool Batch::admit() {
   Waiting& next = waiting_.front();
   KvSequence sequence(*pages_);
   sequence.share(next.tokens);
-  const int64_t needed = pages_->pages_for(next.room) - sequence.num_pages();
+  const int64_t pages = pages_for(next), taken = pages_->in_use() + outstanding_pages();
   const int64_t limit = limits_.kv_cache_bytes / pages_->page_bytes();
-  if (pages_->in_use() + outstanding_pages() + needed > limit) return false;
+  if (taken + pages - sequence.num_pages() > limit) return false;
   const GenerationRequest& request = requests_[next.index];
-  running_.push_back(std::make_unique<Running>(request, std::move(next), std::move(sequence)));
+  running_.push_back(
+      std::make_unique<Running>(request, std::move(next), std::move(sequence), pages));
   waiting_.pop_front();
   compute_prompt(*running_.back());
   return true;
@@ -137,9 +144,15 @@ bool Batch::admit() {
 
 void Batch::compute_prompt(Running& running) {
   const std::span<const int32_t> tokens = running.tokens;
-  const NewTokens rest{&running.sequence, tokens.subspan(running.sequence.length())};
+  KvSequence& sequence = running.sequences.front();
+  const NewTokens rest{&sequence, tokens.subspan(sequence.length())};
   const std::span<const float> logits = forward(std::span(&rest, 1), kernels::Rows::in_tiles);
-  running.sequence.publish(tokens);
+  sequence.publish(tokens);
+  if (running.request.options.beams.on()) {
+    running.beams.emplace(
+        running.request.options, tokens, running.most,
+        [this, &running](const Beam& beam, int32_t token) { return ends(running, beam, token); });
+  }
   running.prompt_done = Clock::now();
   GenerationStatistics& statistics = running.completion.statistics;
   statistics.prompt_seconds = seconds_since(running.started);
@@ -152,7 +165,11 @@ void Batch::compute_prompt(Running& running) {
 void Batch::compute_next() {
   std::vector<NewTokens> batch;
   for (const auto& running : running_) {
-    batch.push_back({&running->sequence, std::span(&running->tokens.back(), 1)});
+    for (size_t n = 0; n < running->sequences.size(); n++) {
+      const int32_t& last =
+          running->beams ? running->beams->beams()[n].tokens.back() : running->tokens.back();
+      batch.push_back({&running->sequences[n], std::span(&last, 1)});
+    }
   }
   const std::span<const float> logits = forward(batch, kernels::Rows::one_by_one);
   const auto count = static_cast<int64_t>(running_.size());
@@ -160,7 +177,10 @@ void Batch::compute_next() {
   for (const auto& running : running_) {
     GenerationStatistics& statistics = running->completion.statistics;
     statistics.passes++;
-    statistics.passes_bytes += model_.pass_bytes / count + token_bytes * running->sequence.length();
+    statistics.passes_bytes += model_.pass_bytes / count;
+    for (const KvSequence& sequence : running->sequences) {
+      statistics.passes_bytes += token_bytes * sequence.length();
+    }
   }
   choose(running_, logits);
   remove_ended();
@@ -182,18 +202,32 @@ std::span<const float> Batch::forward(std::span<const NewTokens> batch, kernels:
 
 void Batch::choose(std::span<const std::unique_ptr<Running>> running,
                    std::span<const float> logits) {
+  for (const auto& r : running) {
+    GenerationStatistics& statistics = r->completion.statistics;
+    const int64_t pages = distinct_pages(r->sequences);
+    statistics.kv_cache_bytes = std::max(statistics.kv_cache_bytes, pages * pages_->page_bytes());
+    statistics.kv_cache_tokens = std::max(statistics.kv_cache_tokens, pages * pages_->page_size());
+  }
   if (interrupted_ && interrupted_()) return interrupt();
-  // Ids that the tokenizer does not know (a padded vocabulary) are never chosen.
-  const auto known = static_cast<size_t>(model_.tokenizer.vocab_size());
-  const size_t all = logits.size() / running.size();
+  const auto vocab_size = static_cast<size_t>(model_.decoder.config().vocab_size);
+  std::vector<std::span<const float>> own;  // logits of each
+  for (const auto& r : running) {
+    own.push_back(logits.first(r->sequences.size() * vocab_size));
+    logits = logits.subspan(own.back().size());
+  }
   std::vector<int32_t> tokens(running.size());
   parallel_for(static_cast<int64_t>(running.size()), 1, [&](int64_t n, int64_t) {
     const Running& r = *running[n];
-    tokens[n] = sample(logits.subspan(n * all, known), {r.tokens, r.prompt_size}, r.request.options,
+    if (r.beams) return;
+    tokens[n] = sample(own[n].first(known()), {r.tokens, r.prompt_size}, r.request.options,
                        r.request.stream_index, buffers_[thread_index()]);
   });
   for (size_t n = 0; n < running.size(); n++) {
-    take(*running[n], tokens[n], logits.subspan(n * all, all));
+    if (running[n]->beams) {
+      advance(*running[n], own[n]);
+    } else {
+      take(*running[n], tokens[n], own[n]);
+    }
   }
 }
 
@@ -218,16 +252,78 @@ void Batch::take(Running& running, int32_t token, std::span<const float> logits)
   }
 }
 
+// Whether a token ends the text of a beam.
+bool Batch::ends(const Running& running, const Beam& beam, int32_t token) const {
+  if (token == model_.tokenizer.end_of_text()) return true;
+  const std::vector<std::string>& stops = running.request.options.stop;
+  size_t longest = 0;
+  for (const std::string& stop : stops) longest = std::max(longest, stop.size());
+  std::string end(model_.tokenizer.token_bytes(token));
+  const size_t enough = end.size() + longest;
+  for (auto before = beam.tokens.rbegin(); before != beam.tokens.rend() && end.size() < enough;
+       ++before) {
+    end.insert(0, model_.tokenizer.token_bytes(*before));
+  }
+  return std::any_of(stops.begin(), stops.end(),
+                     [&](const std::string& stop) { return end.find(stop) != std::string::npos; });
+}
+
+// Lets the beams grow by a token. Those that continue the same one hold the same pages.
+void Batch::advance(Running& running, std::span<const float> logits) const {
+  running.beams->step(logits, known());
+  std::vector<KvSequence> next;
+  for (const Beam& beam : running.beams->beams()) {
+    next.push_back(running.sequences[beam.parent]);
+  }
+  running.sequences = std::move(next);
+  if (running.sequences.empty()) running.ended = running.completion.finish_reason;
+}
+
+ScoredText Batch::finished(const Running& running, EndedBeam beam) const {
+  ScoredText result{std::move(beam.tokens), "", running.completion.finish_reason, beam.score};
+  if (result.tokens.back() == model_.tokenizer.end_of_text()) {
+    result.finish_reason = FinishReason::end_of_text;
+    result.tokens.pop_back();
+  }
+  TextStream text(running.request.options.stop, nullptr);
+  for (const int32_t token : result.tokens) {
+    if (text.push(model_.tokenizer.token_bytes(token))) result.finish_reason = FinishReason::stop;
+  }
+  result.text = text.text();
+  return result;
+}
+
+// What beam search has found; interrupted, what it has until now.
+void Batch::finish_beams(Running& running) const {
+  Completion& completion = running.completion;
+  for (EndedBeam& beam : running.beams->best()) {
+    completion.beams.push_back(finished(running, std::move(beam)));
+  }
+  if (completion.beams.empty()) {
+    const Beam& best = running.beams->beams().front();
+    if (!best.tokens.empty()) {
+      completion.beams.push_back(finished(running, {best.tokens, best.score}));
+    }
+  }
+  if (completion.beams.empty()) return;
+  completion.tokens = completion.beams.front().tokens;
+  if (*running.ended != FinishReason::interrupted) {
+    running.ended = completion.beams.front().finish_reason;
+  }
+  for (const int32_t token : completion.tokens) {
+    if (running.text.push(model_.tokenizer.token_bytes(token))) break;
+  }
+}
+
 void Batch::hand_over(Running& running) {
   Completion& completion = running.completion;
   GenerationStatistics& statistics = completion.statistics;
+  if (running.beams) finish_beams(running);
   running.text.finish();
   completion.text = running.text.text();
   completion.finish_reason = *running.ended;
   completion.seconds = seconds_since(running.prompt_done);
   statistics.passes_seconds = seconds_since(running.started) - statistics.first_token_seconds;
-  statistics.kv_cache_bytes = running.sequence.num_pages() * pages_->page_bytes();
-  statistics.kv_cache_tokens = running.sequence.num_pages() * pages_->page_size();
   on_done_(running.index, std::move(completion));
 }
 

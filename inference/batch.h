@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "inference/beam_search.h"
 #include "inference/generator.h"
 #include "inference/text_stream.h"
 #include "model/decoder.h"
@@ -43,22 +44,27 @@ class Batch {
     std::vector<int32_t> tokens;
     int64_t most;  // tokens to generate
     int64_t room;  // tokens to keep keys and values of, at most
+    int64_t num_beams;
   };
   struct Running {
-    Running(const GenerationRequest& of, Waiting waiting, KvSequence kv);
+    Running(const GenerationRequest& of, Waiting waiting, KvSequence sequence, int64_t pages);
     const GenerationRequest& request;
     const size_t index, prompt_size;
-    const int64_t most, room;
-    std::vector<int32_t> tokens;  // prompt, then what was generated
-    KvSequence sequence;
+    const int64_t most, pages;          // pages: that it may come to need
+    std::vector<int32_t> tokens;        // prompt, then what was generated (not by beams)
+    std::vector<KvSequence> sequences;  // one, or one a beam
+    std::optional<BeamSearch> beams;
     TextStream text;
     Completion completion;
     std::optional<FinishReason> ended;
     Clock::time_point started = Clock::now(), prompt_done;
   };
 
+  // Ids beyond the tokenizer's (a padded vocabulary) are never chosen.
+  size_t known() const { return static_cast<size_t>(model_.tokenizer.vocab_size()); }
   std::string which(size_t index) const;
   Waiting wait(size_t index) const;
+  int64_t pages_for(const Waiting& waiting) const;
   int64_t outstanding_pages() const;
   bool admit();
   void compute_prompt(Running& running);
@@ -66,6 +72,10 @@ class Batch {
   std::span<const float> forward(std::span<const NewTokens> batch, kernels::Rows rows);
   void choose(std::span<const std::unique_ptr<Running>> running, std::span<const float> logits);
   void take(Running& running, int32_t token, std::span<const float> logits) const;
+  bool ends(const Running& running, const Beam& beam, int32_t token) const;
+  void advance(Running& running, std::span<const float> logits) const;
+  ScoredText finished(const Running& running, EndedBeam beam) const;
+  void finish_beams(Running& running) const;
   void hand_over(Running& running);
   void remove_ended();
   void interrupt();

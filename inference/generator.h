@@ -33,12 +33,21 @@ struct GenerationStatistics {
   int64_t kv_cache_bytes = 0, kv_cache_tokens = 0;  // room of its pages
 };
 
+// What beam search returns.
+struct ScoredText {
+  std::vector<int32_t> tokens;
+  std::string text;
+  FinishReason finish_reason = FinishReason::length;
+  double score = 0;  // inference/beam_search.h
+};
+
 struct Completion {
   std::vector<int32_t> tokens;          // generated, end-of-text not included
   std::vector<PlaceLogprobs> logprobs;  // one a token, where they were asked for
   std::string text;                     // of the tokens, cut before a stop text
   FinishReason finish_reason = FinishReason::length;
-  double seconds = 0;  // of generation after the prompt
+  std::vector<ScoredText> beams;  // of beam search: the best is also that of the fields above
+  double seconds = 0;             // of generation after the prompt
   GenerationStatistics statistics;
 };
 

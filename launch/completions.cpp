@@ -47,6 +47,12 @@ void print_json(const std::string& prompt, const Completion& completion,
                          {"finish_reason", name(completion.finish_reason)},
                          {"tokens_per_second", tokens_per_second(completion)}};
   if (!completion.logprobs.empty()) object["logprobs"] = to_json(completion.logprobs, tokenizer);
+  for (const ScoredText& beam : completion.beams) {
+    object["beams"].push_back({{"text", beam.text},
+                               {"tokens", beam.tokens},
+                               {"finish_reason", name(beam.finish_reason)},
+                               {"score", beam.score}});
+  }
   // Bytes that are not UTF-8 become U+FFFD: JSON has no other way.
   fmt::print("{}\n", object.dump(-1, ' ', false, ordered_json::error_handler_t::replace));
   std::fflush(stdout);
@@ -127,8 +133,16 @@ void CompletionOutput::show_end(const Completion& completion) {
     print_json(requests_[shown_].prompt, completion, tokenizer_);
   } else {
     show_text("\n");
-    fmt::print(stderr, "[{} tokens, {:.1f} tokens/s, ended by {}]\n", completion.tokens.size(),
-               tokens_per_second(completion), name(completion.finish_reason));
+    const std::vector<ScoredText>& beams = completion.beams;
+    fmt::print(stderr, "[{} tokens, {:.1f} tokens/s, ended by {}{}]\n", completion.tokens.size(),
+               tokens_per_second(completion), name(completion.finish_reason),
+               beams.empty() ? "" : fmt::format(", score {:.4f}", beams.front().score));
+    for (size_t n = 1; n < beams.size(); n++) {
+      fmt::print("\n{}{}\n", requests_[shown_].prompt, beams[n].text);
+      std::fflush(stdout);
+      fmt::print(stderr, "[{} tokens, ended by {}, score {:.4f}]\n", beams[n].tokens.size(),
+                 name(beams[n].finish_reason), beams[n].score);
+    }
   }
   if (statistics_ != nullptr) statistics_->print(completion);
 }

@@ -26,7 +26,8 @@ enum class OutputFormat { text, json };
 // Shows the completions of requests that run together in the order of the requests, each as soon as
 // those before it have ended. As text: the prompt and the text as it comes, on standard output, and
 // a line about it on standard error. As JSON: one object a line with prompt, text, tokens,
-// finish_reason, tokens_per_second, and, where they were asked for, logprobs.
+// finish_reason, tokens_per_second, where they were asked for logprobs, and of beam search beams: a
+// list of text, tokens, finish_reason and score.
 class CompletionOutput {
  public:
   CompletionOutput(OutputFormat format, const Tokenizer& tokenizer, StatisticsPrinter* statistics)

@@ -1,6 +1,7 @@
 #include "model/kv_pages.h"
 
 #include <algorithm>
+#include <unordered_set>
 
 #include "core/check.h"
 
@@ -90,6 +91,14 @@ void KvSequence::publish(std::span<const int32_t> tokens) {
     pages_[n]->tokens.assign(of_page.begin(), of_page.end());
     continuations(n).push_back(pages_[n]);
   }
+}
+
+int64_t distinct_pages(std::span<const KvSequence> sequences) {
+  std::unordered_set<const void*> pages;
+  for (const KvSequence& sequence : sequences) {
+    for (const auto& page : sequence.pages_) pages.insert(page.get());
+  }
+  return static_cast<int64_t>(pages.size());
 }
 
 }  // namespace lockstep

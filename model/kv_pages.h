@@ -73,6 +73,7 @@ class KvSequence {
 
  private:
   friend class Decoder;
+  friend int64_t distinct_pages(std::span<const KvSequence> sequences);
   using Page = KvPages::Page;
   // Room for `count` tokens more, in pages that are written by it alone.
   void reserve(int64_t count, Stream& stream);
@@ -86,5 +87,8 @@ class KvSequence {
   std::vector<std::shared_ptr<Page>> pages_;
   int64_t length_ = 0;
 };
+
+// Pages that some of these hold, each counted once.
+int64_t distinct_pages(std::span<const KvSequence> sequences);
 
 }  // namespace lockstep
