@@ -12,6 +12,10 @@ namespace {
 // Small, so that little of the last one is empty and sharing begins early.
 constexpr int64_t kPageTokens = 16;
 
+// Prompts that together have up to so many tokens are computed at once: tiles of rows are full, and
+// those who run already do not wait long.
+constexpr int64_t kPromptTokens = 128;
+
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -106,8 +110,7 @@ Batch::Waiting Batch::wait(size_t index) const {
 
 void Batch::run() {
   while (!waiting_.empty() || !running_.empty()) {
-    while (admit()) {
-    }
+    while (const size_t count = admit()) compute_prompts(count);
     if (!running_.empty()) compute_next();
   }
 }
@@ -125,39 +128,62 @@ int64_t Batch::outstanding_pages() const {
   return count;
 }
 
-// Takes the next request up, as far as its first token.
-bool Batch::admit() {
-  if (waiting_.empty() || static_cast<int64_t>(running_.size()) == limits_.batch_size) return false;
-  Waiting& next = waiting_.front();
-  KvSequence sequence(*pages_);
-  sequence.share(next.tokens);
-  const int64_t pages = pages_for(next), taken = pages_->in_use() + outstanding_pages();
+// Whether a request that has this sequence so far can run beside those who do.
+bool Batch::has_room(const Waiting& next, const KvSequence& sequence) const {
+  if (static_cast<int64_t>(running_.size()) == limits_.batch_size) return false;
+  const int64_t taken = pages_->in_use() + outstanding_pages();
   const int64_t limit = limits_.kv_cache_bytes / pages_->page_bytes();
-  if (taken + pages - sequence.num_pages() > limit) return false;
-  const GenerationRequest& request = requests_[next.index];
-  running_.push_back(
-      std::make_unique<Running>(request, std::move(next), std::move(sequence), pages));
-  waiting_.pop_front();
-  compute_prompt(*running_.back());
-  return true;
+  return taken + pages_for(next) - sequence.num_pages() <= limit;
 }
 
-void Batch::compute_prompt(Running& running) {
-  const std::span<const int32_t> tokens = running.tokens;
-  KvSequence& sequence = running.sequences.front();
-  const NewTokens rest{&sequence, tokens.subspan(sequence.length())};
-  const std::span<const float> logits = forward(std::span(&rest, 1), kernels::Rows::in_tiles);
-  sequence.publish(tokens);
-  if (running.request.options.beams.on()) {
-    running.beams.emplace(
-        running.request.options, tokens, running.most,
-        [this, &running](const Beam& beam, int32_t token) { return ends(running, beam, token); });
+// Takes up the next requests: as many as have room, and whose prompts go through the model
+// together. One that begins as another of them waits until it can share that one's pages.
+size_t Batch::admit() {
+  size_t count = 0;
+  const auto page_size = static_cast<size_t>(pages_->page_size());
+  std::vector<std::vector<int32_t>> first_pages;
+  for (int64_t rows = 0; !waiting_.empty(); count++) {
+    Waiting& next = waiting_.front();
+    KvSequence sequence(*pages_);
+    sequence.share(next.tokens);
+    rows += static_cast<int64_t>(next.tokens.size()) - sequence.length();
+    if (!has_room(next, sequence) || (count > 0 && rows > kPromptTokens)) break;
+    if (next.tokens.size() > page_size && sequence.length() == 0) {
+      std::vector<int32_t> first(next.tokens.begin(), next.tokens.begin() + page_size);
+      if (std::find(first_pages.begin(), first_pages.end(), first) != first_pages.end()) break;
+      first_pages.push_back(std::move(first));
+    }
+    const GenerationRequest& request = requests_[next.index];
+    const int64_t pages = pages_for(next);
+    running_.push_back(
+        std::make_unique<Running>(request, std::move(next), std::move(sequence), pages));
+    waiting_.pop_front();
   }
-  running.prompt_done = Clock::now();
-  GenerationStatistics& statistics = running.completion.statistics;
-  statistics.prompt_seconds = seconds_since(running.started);
-  choose(std::span(&running_.back(), 1), logits);
-  statistics.first_token_seconds = seconds_since(running.started);
+  return count;
+}
+
+// The prompts of the last `count` that run, and their first tokens.
+void Batch::compute_prompts(size_t count) {
+  const std::span<const std::unique_ptr<Running>> added = std::span(running_).last(count);
+  std::vector<NewTokens> batch;
+  for (const auto& running : added) {
+    KvSequence& sequence = running->sequences.front();
+    batch.push_back({&sequence, std::span(running->tokens).subspan(sequence.length())});
+  }
+  const std::span<const float> logits = forward(batch, kernels::Rows::in_tiles);
+  for (const auto& running : added) {
+    running->sequences.front().publish(running->tokens);
+    running->prompt_done = Clock::now();
+    running->completion.statistics.prompt_seconds = seconds_since(running->started);
+    if (!running->request.options.beams.on()) continue;
+    running->beams.emplace(
+        running->request.options, running->tokens, running->most,
+        [this, &of = *running](const Beam& beam, int32_t token) { return ends(of, beam, token); });
+  }
+  choose(added, logits);
+  for (const auto& running : added) {
+    running->completion.statistics.first_token_seconds = seconds_since(running->started);
+  }
   remove_ended();
 }
 

@@ -66,8 +66,9 @@ class Batch {
   Waiting wait(size_t index) const;
   int64_t pages_for(const Waiting& waiting) const;
   int64_t outstanding_pages() const;
-  bool admit();
-  void compute_prompt(Running& running);
+  bool has_room(const Waiting& next, const KvSequence& sequence) const;
+  size_t admit();
+  void compute_prompts(size_t count);
   void compute_next();
   std::span<const float> forward(std::span<const NewTokens> batch, kernels::Rows rows);
   void choose(std::span<const std::unique_ptr<Running>> running, std::span<const float> logits);

@@ -22,7 +22,7 @@ std::string_view name(FinishReason reason);
 struct GenerationStatistics {
   int64_t prompt_tokens = 0;
   int64_t shared_tokens = 0;       // of them, whose keys and values another request had computed
-  double prompt_seconds = 0;       // of the pass over the others
+  double prompt_seconds = 0;       // of the pass over the others, and over prompts beside this one
   double first_token_seconds = 0;  // from the request's start to the choice of the first token
   // After the first token: passes over one token each, what they took, choices, text and the rest
   // of the batch included, and what they had to read: the request's share of every weight that

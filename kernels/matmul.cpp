@@ -16,14 +16,24 @@ void forward_one_by_one(const Tensor& y, const T* x, const T* weight, const T* b
                         int64_t inputs, int64_t outputs) {
   constexpr int64_t kOutputs = 16;  // a task
   parallel_for(outputs, kOutputs, [&](int64_t first, int64_t end) {
-    for (int64_t n = 0; n < rows; n++) {
-      float sums[kOutputs];
-      dots(sums, x + n * inputs, weight + first * inputs, inputs, end - first, inputs);
+    const auto store = [&](int64_t n, float* sums) {
       for (int64_t o = first; bias != nullptr && o < end; o++) sums[o - first] += to_float(bias[o]);
       with_float_type(y.dtype(), [&](auto tag) {
         using Y = typename decltype(tag)::type;
         narrow(y.as<Y>() + n * outputs + first, sums, end - first);
       });
+    };
+    const T* part = weight + first * inputs;
+    float sums[kOutputs], sums_of_next[kOutputs];
+    for (int64_t n = 0; n < rows; n += 2) {
+      const T* row = x + n * inputs;
+      if (n + 1 == rows) {
+        dots(sums, row, part, inputs, end - first, inputs);
+      } else {
+        dots_of_two(sums, sums_of_next, row, row + inputs, part, inputs, end - first, inputs);
+        store(n + 1, sums_of_next);
+      }
+      store(n, sums);
     }
   });
 }

@@ -9,6 +9,11 @@ namespace lockstep::kernels::cpu {
 template <class T>
 void dots(float* out, const T* x, const T* rows, int64_t stride, int64_t count, int64_t n);
 
+// The same for x and for y, with the same bits, reading `rows` once.
+template <class T>
+void dots_of_two(float* out, float* out_y, const T* x, const T* y, const T* rows, int64_t stride,
+                 int64_t count, int64_t n);
+
 // out[i] += sum_j weights[j] * rows[j * stride + i], for j < count, i < n. Four rows are added up
 // at a time: cut where j is a multiple of 4, it has the same bits.
 template <class T>

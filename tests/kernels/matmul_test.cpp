@@ -141,21 +141,26 @@ TYPED_TEST(Matmul, BitsDoNotDependOnThreads) {
 // A run of rows, alone, gives the bits that it has among the others.
 TYPED_TEST(Matmul, RowsDoNotDependOnEachOther) {
   constexpr int64_t kFirst = 7;
-  for (const Rows rows : {Rows::in_tiles, Rows::one_by_one}) {
-    Linear<TypeParam> all({150, 768, 300});
+  for (const auto& [rows, inputs] : {std::pair{Rows::in_tiles, int64_t{768}},
+                                     {Rows::in_tiles, 97},
+                                     {Rows::one_by_one, 768},
+                                     {Rows::one_by_one, 97},
+                                     {Rows::one_by_one, 13},
+                                     {Rows::one_by_one, 4}}) {
+    Linear<TypeParam> all({150, inputs, 300});
     all.rows = rows;
     all.run();
     for (const int64_t count : {1, 2, 3, 4, 5, 7, 16, 40, 98}) {
-      Linear<TypeParam> some({count, 768, 300});
+      Linear<TypeParam> some({count, inputs, 300});
       some.rows = rows;
-      std::copy_n(&all.x[kFirst * 768], count * 768, some.x.data());
+      std::copy_n(&all.x[kFirst * inputs], count * inputs, some.x.data());
       std::copy_n(&all.dy[kFirst * 300], count * 300, some.dy.data());
       some.run();
       const auto part = [&](auto& v, int64_t width) {
         return std::vector(&v[kFirst * width], &v[(kFirst + count) * width]);
       };
       EXPECT_EQ(bytes(part(all.y, 300)), bytes(some.y)) << count;
-      EXPECT_EQ(bytes(part(all.dx, 768)), bytes(some.dx)) << count;
+      EXPECT_EQ(bytes(part(all.dx, inputs)), bytes(some.dx)) << count;
     }
   }
 }
