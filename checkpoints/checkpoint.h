@@ -7,12 +7,14 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/range.h"
 #include "core/tensor.h"
 #include "model/config.h"
 #include "model/parameter_table.h"
+#include "model/quantization.h"
 
 // Checkpoints (docs/checkpoint_format.md). RUN/checkpoints/step-00000100/ holds index.h5 and
 // shard-RRRRR-of-NNNNN.h5, some ranges of the flat buffers a worker. A checkpoint exists when its
@@ -29,6 +31,7 @@ struct CheckpointInfo {
   // attribute.
   nlohmann::json trainer_state = nlohmann::json::object();
   nlohmann::json run_config = nlohmann::json::object();
+  std::optional<Quantization> quantization = {};  // of a quantized model
 };
 
 // The three flat buffers, each fp32 and in the order of the ParameterTable.
@@ -89,8 +92,12 @@ class Checkpoint {
   bool has_optimizer_state() const;  // an exported or imported model has none
 
   // Reads elements [begin, begin + out.size()) of a flat buffer into out, converting fp32 to out's
-  // dtype.
+  // dtype. Of a quantized model, all of them must lie in one parameter that is whole.
   void read(FlatKind kind, int64_t begin, const Tensor& out) const;
+  // Reads a matrix of a quantized model.
+  void read(const Parameter& parameter, const kernels::QuantizedMatrix& out) const;
+  // Throws DataError for a quantized model, and names what cannot work on it: "training".
+  void require_whole_weights(std::string_view what) const;
 
  private:
   class Implementation;
@@ -135,6 +142,12 @@ void export_hugging_face(const Checkpoint& checkpoint, const std::filesystem::pa
 // what is not supported, missing, left over or of the wrong shape.
 void import_hugging_face(const std::filesystem::path& folder, const std::string& tokenizer_json,
                          const std::filesystem::path& output);
+
+// A quantized model as one HDF5 file. `matrices` holds those of the parameters that are quantized,
+// in the order of the table; the others are copied.
+void write_quantized(const Checkpoint& checkpoint, const Quantization& quantization,
+                     const std::vector<QuantizedBuffer>& matrices,
+                     const std::filesystem::path& output);
 
 std::string hdf5_version();  // of the library in use, "1.10.8"
 

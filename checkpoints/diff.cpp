@@ -110,6 +110,7 @@ void compare_values(const nlohmann::json& a, const nlohmann::json& b, const std:
 }  // namespace
 
 std::vector<TensorDifference> diff_checkpoints(const Checkpoint& a, const Checkpoint& b, bool all) {
+  for (const Checkpoint* checkpoint : {&a, &b}) checkpoint->require_whole_weights("a comparison");
   std::vector<TensorDifference> found;
   for (const FlatGroup& group : kGroups) compare_group(a, b, group, found);
   compare_values({{"step", a.info().step}}, {{"step", b.info().step}}, "/@", found);

@@ -4,6 +4,7 @@
 namespace lockstep {
 
 void export_h5(const Checkpoint& checkpoint, const std::filesystem::path& output) {
+  checkpoint.require_whole_weights("an export");
   write_model_file(output, checkpoint.info(),
                    [&](const Parameter& parameter, const Tensor& values) {
                      checkpoint.read(FlatKind::weights, parameter.offset, values);

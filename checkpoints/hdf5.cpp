@@ -37,6 +37,20 @@ Handle type_of_boolean() {
   return type;
 }
 
+hid_t hdf5_type(NumberType type) {
+  switch (type) {
+    case NumberType::float32:
+      return H5T_IEEE_F32LE;
+    case NumberType::uint8:
+      return H5T_STD_U8LE;
+    case NumberType::uint32:
+      return H5T_STD_U32LE;
+    case NumberType::uint64:
+      return H5T_STD_U64LE;
+  }
+  CHECK(false);
+}
+
 void write_attribute(hid_t object, const std::string& name, hid_t type, const void* value) {
   const Handle space = create_dataspace({});
   const Handle attribute(
@@ -133,12 +147,8 @@ uint64_t HdfImage::reserve(const std::string& path, hid_t type, hid_t space) {
   return offset;
 }
 
-uint64_t HdfImage::reserve_floats(const std::string& path, const Shape& shape) {
-  return reserve(path, H5T_IEEE_F32LE, create_dataspace(shape));
-}
-
-uint64_t HdfImage::reserve_words(const std::string& path, int64_t count) {
-  return reserve(path, H5T_STD_U64LE, create_dataspace({count}));
+uint64_t HdfImage::reserve(const std::string& path, NumberType type, const Shape& shape) {
+  return reserve(path, hdf5_type(type), create_dataspace(shape));
 }
 
 uint64_t HdfImage::write_text(const std::string& path, const std::string& text) {

@@ -65,6 +65,12 @@ Handle create_dataspace(const Shape& shape);  // a scalar for rank 0
 // arrays written as their JSON text.
 void write_attributes(hid_t object, const nlohmann::json& values, const std::string& prefix = "");
 
+// Of the numbers of a dataset; little-endian.
+enum class NumberType { float32, uint8, uint32, uint64 };
+constexpr uint64_t size_bytes(NumberType type) {
+  return type == NumberType::uint8 ? 1 : type == NumberType::uint64 ? 8 : 4;
+}
+
 // An HDF5 file that lives in memory, with holes where the tensors will stand.
 class HdfImage {
  public:
@@ -75,10 +81,9 @@ class HdfImage {
 
   hid_t file() const { return *file_; }
 
-  // Contiguous datasets with their place reserved and nothing written; each returns the place of
-  // the first byte in the file, 0 where the dataset is empty.
-  uint64_t reserve_floats(const std::string& path, const Shape& shape);
-  uint64_t reserve_words(const std::string& path, int64_t count);  // uint64
+  // A contiguous dataset with its place reserved and nothing written. Returns the place of the
+  // first byte in the file, 0 where the dataset is empty.
+  uint64_t reserve(const std::string& path, NumberType type, const Shape& shape);
   // A UTF-8 text (not empty) as a scalar dataset.
   uint64_t write_text(const std::string& path, const std::string& text);
 

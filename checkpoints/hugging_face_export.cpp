@@ -87,6 +87,7 @@ void write_weights(const fs::path& path, const Checkpoint& checkpoint) {
 }  // namespace
 
 void export_hugging_face(const Checkpoint& checkpoint, const fs::path& output) {
+  checkpoint.require_whole_weights("an export");
   std::error_code error;
   if (fs::exists(output, error) &&
       !(fs::is_directory(output, error) && fs::is_empty(output, error))) {

@@ -3,21 +3,58 @@
 
 namespace lockstep {
 
+namespace {
+
+std::string kind_of(const SealedFile& file) {
+  const nlohmann::json& manifest = file.manifest();
+  const auto found = manifest.find("kind");
+  return found != manifest.end() && found->is_string() ? *found : "unknown";
+}
+
+nlohmann::json to_json(const Quantization& q) {
+  return {{"bits", q.bits}, {"group_size", q.group_size}, {"calibrated", q.calibrated}};
+}
+
+Quantization quantization_from(const nlohmann::json& json, const ModelConfig& model) {
+  const auto number = [&](const char* key) -> int64_t {
+    const auto found = json.is_object() ? json.find(key) : json.end();
+    if (found == json.end() || !found->is_number_integer()) {
+      throw DataError("the manifest's quantization lacks {}", key);
+    }
+    return found->get<int64_t>();
+  };
+  Quantization quantization;
+  const int64_t bits = number("bits");
+  quantization.bits = bits == 8 || bits == 4 ? static_cast<int>(bits) : 0;
+  quantization.group_size = number("group_size");
+  const auto calibrated = json.find("calibrated");
+  quantization.calibrated =
+      calibrated != json.end() && calibrated->is_boolean() && calibrated->get<bool>();
+  validate(quantization, model);
+  return quantization;
+}
+
+}  // namespace
+
 nlohmann::json to_manifest(const CheckpointInfo& info, const char* kind) {
-  return {{"kind", kind},
-          {"step", info.step},
-          {"model", to_json(info.model)},
-          {"trainer_state", info.trainer_state},
-          {"run_config", info.run_config}};
+  nlohmann::json manifest{{"kind", kind},
+                          {"step", info.step},
+                          {"model", to_json(info.model)},
+                          {"trainer_state", info.trainer_state},
+                          {"run_config", info.run_config}};
+  if (info.quantization) manifest["quantization"] = to_json(*info.quantization);
+  return manifest;
 }
 
 void require_kind(const SealedFile& file, const char* kind) {
-  const nlohmann::json& manifest = file.manifest();
-  const auto found = manifest.find("kind");
-  const std::string is = found != manifest.end() && found->is_string() ? *found : "unknown";
+  const std::string is = kind_of(file);
   if (is != kind) {
     throw DataError("{} is of kind {}, and {} is needed here", file.path().string(), is, kind);
   }
+}
+
+void require_model(const SealedFile& file) {
+  if (kind_of(file) != "quantized") require_kind(file, "model");
 }
 
 CheckpointInfo info_from(const SealedFile& file) {
@@ -33,6 +70,9 @@ CheckpointInfo info_from(const SealedFile& file) {
   try {
     info.model = model_config_from_json(field("model"));
     validate(info.model);
+    if (kind_of(file) == "quantized") {
+      info.quantization = quantization_from(field("quantization"), info.model);
+    }
   } catch (const Error& error) {
     throw DataError("{}: {}", file.path().string(), error.what());
   }
@@ -54,6 +94,9 @@ void describe_info(hid_t file, const CheckpointInfo& info, const char* kind) {
                                 {"format_version", kFormatVersion},
                                 {"step", info.step}});
   hdf5::write_attributes(hdf5::open_group(file, "model"), to_json(info.model));
+  if (info.quantization) {
+    hdf5::write_attributes(hdf5::create_group(file, "quantization"), to_json(*info.quantization));
+  }
   hdf5::write_attributes(hdf5::create_group(file, "trainer_state"), info.trainer_state);
   hdf5::write_attributes(hdf5::create_group(file, "run_config"), info.run_config);
 }

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <map>
 #include <mutex>
 #include <utility>
 
@@ -64,9 +65,13 @@ class Checkpoint::Implementation {
   // A file with weights alone.
   explicit Implementation(SealedFile file)
       : path_(file.path()), info_(info_from(file)), table_(info_.model) {
-    for (size_t i = 0; i < table_.parameters().size(); i++) {
-      const Parameter& parameter = table_.parameters()[i];
-      runs_[0].push_back({parameter.offset, parameter.end(), 0, i, 0});
+    for (const auto& [parameter, first, quantized] :
+         ModelLayout(table_, info_.quantization).parameters) {
+      if (quantized) {
+        matrices_.emplace(parameter->name, first);
+      } else {
+        runs_[0].push_back({parameter->offset, parameter->end(), 0, first, 0});
+      }
     }
     files_.push_back(std::make_unique<SealedFile>(std::move(file)));
   }
@@ -81,6 +86,7 @@ class Checkpoint::Implementation {
           path_.string());
     CHECK(0 <= begin && begin + out.size() <= table_.size(), "elements {} to {} of {}", begin,
           begin + out.size(), table_.size());
+    if (info_.quantization) check_whole(begin, begin + out.size());
     if (out.dtype() == DType::fp32 && out.device() == Device::cpu) {
       return read_floats(kind, begin, out.as<float>(), out.size());
     }
@@ -100,6 +106,21 @@ class Checkpoint::Implementation {
     }
   }
 
+  void read(const Parameter& parameter, const kernels::QuantizedMatrix& out) {
+    CHECK(out.bits == info_.quantization->bits &&
+          out.group_size == info_.quantization->group_size &&
+          parameter.shape == Shape({out.outputs, out.inputs}));
+    const size_t first = matrices_.at(parameter.name);
+    const auto bytes = [](void* data, int64_t size) {
+      return std::span(static_cast<std::byte*>(data), static_cast<size_t>(size));
+    };
+    const int64_t groups = out.outputs * out.groups();
+    file(0).read(first, 0,
+                 bytes(out.words, out.outputs * out.words_of_row() * int64_t{sizeof(uint32_t)}));
+    file(0).read(first + 1, 0, bytes(out.scales, groups * int64_t{sizeof(float)}));
+    file(0).read(first + 2, 0, bytes(out.zeros, groups));
+  }
+
  private:
   void read_floats(FlatKind kind, int64_t begin, float* out, int64_t count) {
     const std::vector<Run>& runs = runs_[static_cast<size_t>(kind)];
@@ -115,6 +136,14 @@ class Checkpoint::Implementation {
     }
   }
 
+  // Of a quantized model: in one parameter that is not.
+  void check_whole(int64_t begin, int64_t end) const {
+    for (const Run& run : runs_[0]) {
+      if (run.begin <= begin && end <= run.end) return;
+    }
+    CHECK(false, "elements {} to {} of {} are quantized", begin, end, path_.string());
+  }
+
   const SealedFile& file(size_t i) {
     std::lock_guard lock(mutex_);
     if (!files_[i]) {
@@ -127,8 +156,9 @@ class Checkpoint::Implementation {
   CheckpointInfo info_;
   ParameterTable table_;
   std::optional<StepFolder> folder_;
-  std::array<std::vector<Run>, 3> runs_;  // by FlatKind, ascending
-  std::mutex mutex_;                      // of files_
+  std::array<std::vector<Run>, 3> runs_;    // by FlatKind, ascending
+  std::map<std::string, size_t> matrices_;  // that are quantized: where their data begin
+  std::mutex mutex_;                        // of files_
   std::vector<std::unique_ptr<SealedFile>> files_;
 };
 
@@ -175,6 +205,16 @@ const ParameterTable& Checkpoint::table() const { return implementation_->table(
 bool Checkpoint::has_optimizer_state() const { return implementation_->has_optimizer_state(); }
 void Checkpoint::read(FlatKind kind, int64_t begin, const Tensor& out) const {
   implementation_->read(kind, begin, out);
+}
+void Checkpoint::read(const Parameter& parameter, const kernels::QuantizedMatrix& out) const {
+  implementation_->read(parameter, out);
+}
+void Checkpoint::require_whole_weights(std::string_view what) const {
+  if (!info().quantization) return;
+  throw DataError(
+      "{} holds quantized weights, and {} needs whole ones: use the checkpoint that they "
+      "were made of",
+      path().string(), what);
 }
 
 }  // namespace lockstep

@@ -23,24 +23,33 @@
 //   24  size of the file, bytes         ... HDF5
 //   32  bytes a block of data
 //
-// (little-endian uint64 each). `data` are the float32 datasets, checksummed by blocks; every other
-// byte of the file, the block checksums among them, is under the seal, one XXH3 sum. So each byte
-// is covered, a reader of a part verifies just that part, and HDF5 never parses what we read.
+// (little-endian uint64 each). `data` are the datasets of numbers, checksummed by blocks; every
+// other byte of the file, the block checksums among them, is under the seal, one XXH3 sum. So each
+// byte is covered, a reader of a part verifies just that part, and HDF5 never parses what we read.
 namespace lockstep {
 
 inline constexpr uint64_t kFormatVersion = 1;
 inline constexpr uint64_t kBlockBytes = uint64_t{1} << 20;
 
-// A float32 dataset, by its path in the HDF5 file.
+// A dataset of numbers, by its path in the HDF5 file.
 struct DataRange {
   std::string name;
   uint64_t offset = 0, size = 0;  // bytes
 };
 
+struct DataSpec {
+  std::string name;
+  Shape shape;
+  hdf5::NumberType type = hdf5::NumberType::float32;
+  uint64_t size_bytes() const {
+    return static_cast<uint64_t>(shape.size()) * hdf5::size_bytes(type);
+  }
+};
+
 // What stands in a file to be written.
 struct SealedFileContent {
   nlohmann::json manifest;  // an object; "data", "texts" and "block_checksums" are added
-  std::vector<std::pair<std::string, Shape>> data;
+  std::vector<DataSpec> data;
   // The bytes of data[i]: asked for once each, in order; they must live until the next call.
   std::function<std::span<const std::byte>(size_t i)> data_bytes;
   std::vector<std::pair<std::string, std::string>> texts;  // paths and contents

@@ -16,13 +16,13 @@ namespace {
 uint64_t user_block_bytes_for(const SealedFileContent& content, const std::string& manifest) {
   constexpr uint64_t kEntry = 96;  // two numbers of up to 20 digits, keys and punctuation
   uint64_t bytes = sizeof(SealedFileHeader) + manifest.size() + 4 * kEntry;
-  for (const auto& [name, shape] : content.data) bytes += 2 * name.size() + kEntry;
+  for (const DataSpec& data : content.data) bytes += 2 * data.name.size() + kEntry;
   for (const auto& [name, text] : content.texts) bytes += 2 * name.size() + kEntry;
   return std::bit_ceil(std::max<uint64_t>(bytes, 512));
 }
 
-uint64_t blocks_of(const Shape& shape) {
-  return (static_cast<uint64_t>(shape.size()) * sizeof(float) + kBlockBytes - 1) / kBlockBytes;
+uint64_t blocks_of(const DataSpec& data) {
+  return (data.size_bytes() + kBlockBytes - 1) / kBlockBytes;
 }
 
 // Datasets in the image, and their places into the manifest.
@@ -31,11 +31,12 @@ std::vector<DataRange> lay_out(const SealedFileContent& content, hdf5::HdfImage&
   std::vector<DataRange> ranges;
   int64_t blocks = 0;
   manifest["data"] = nlohmann::json::array();
-  for (const auto& [name, shape] : content.data) {
-    const uint64_t offset = image.reserve_floats(name, shape);
-    ranges.push_back({name, offset, static_cast<uint64_t>(shape.size()) * sizeof(float)});
-    manifest["data"].push_back({{"name", name}, {"offset", offset}, {"size", ranges.back().size}});
-    blocks += static_cast<int64_t>(blocks_of(shape));
+  for (const DataSpec& data : content.data) {
+    const uint64_t offset = image.reserve(data.name, data.type, data.shape);
+    ranges.push_back({data.name, offset, data.size_bytes()});
+    manifest["data"].push_back(
+        {{"name", data.name}, {"offset", offset}, {"size", data.size_bytes()}});
+    blocks += static_cast<int64_t>(blocks_of(data));
   }
   manifest["texts"] = nlohmann::json::array();
   for (const auto& [name, text] : content.texts) {
@@ -43,7 +44,7 @@ std::vector<DataRange> lay_out(const SealedFileContent& content, hdf5::HdfImage&
     const uint64_t offset = image.write_text(name, text);
     manifest["texts"].push_back({{"name", name}, {"offset", offset}, {"size", text.size()}});
   }
-  const uint64_t offset = image.reserve_words("/block_checksums", blocks);
+  const uint64_t offset = image.reserve("/block_checksums", hdf5::NumberType::uint64, {blocks});
   manifest["block_checksums"] = {{"offset", offset}, {"size", blocks * 8}};
   return ranges;
 }

@@ -94,7 +94,7 @@ FileIdentity write_shard(const fs::path& path, int64_t step, int worker, int wor
                       {"worker", worker},
                       {"workers", workers},
                       {"ranges", to_json(shard.ranges)}};
-  for (const char* name : kFlatNames) content.data.emplace_back(name, shard.weights.shape());
+  for (const char* name : kFlatNames) content.data.push_back({name, shard.weights.shape()});
   content.data_bytes = [&](size_t i) {
     return std::span(static_cast<const std::byte*>(tensors[i].data()),
                      static_cast<size_t>(tensors[i].size_bytes()));

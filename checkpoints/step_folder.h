@@ -63,5 +63,6 @@ CheckpointInfo info_from(const SealedFile& file);
 void describe_info(hid_t file, const CheckpointInfo& info, const char* kind);
 // Throws unless the manifest says that the file is of this kind ("shard", "index", "model").
 void require_kind(const SealedFile& file, const char* kind);
+void require_model(const SealedFile& file);  // "model" or "quantized"
 
 }  // namespace lockstep

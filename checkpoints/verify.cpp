@@ -81,7 +81,7 @@ std::vector<std::string> verify_checkpoint(const fs::path& path) {
     std::error_code error;
     if (!fs::is_directory(path, error)) {
       const SealedFile file(path);
-      require_kind(file, "model");
+      require_model(file);
       return file.damaged_data();
     }
     if (!fs::exists(path / "checkpoints", error)) return faults_of_step(path);

@@ -24,4 +24,17 @@ void run_together(Communicator& communicator, const std::function<void()>& f) {
   throw SharedError(static_cast<ExitCode>(failure.front()), failure.substr(1));
 }
 
+std::vector<std::string> said_by_all(Communicator& communicator, const std::string& mine) {
+  communicator.set_purpose("of what each worker has");
+  std::string joined;
+  for (const std::string& text : communicator.gather(mine)) joined += text + '\0';
+  communicator.broadcast(joined, 0);
+  std::vector<std::string> all;
+  for (size_t begin = 0, end; begin < joined.size(); begin = end + 1) {
+    end = joined.find('\0', begin);
+    all.push_back(joined.substr(begin, end - begin));
+  }
+  return all;
+}
+
 }  // namespace lockstep

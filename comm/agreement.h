@@ -18,4 +18,7 @@ class SharedError : public Error {
 // operations only where it cannot throw before them on some workers alone.
 void run_together(Communicator& communicator, const std::function<void()>& f);
 
+// What every worker has to say, by rank, on every worker. Texts without zero bytes. Collective.
+std::vector<std::string> said_by_all(Communicator& communicator, const std::string& mine);
+
 }  // namespace lockstep

@@ -34,12 +34,21 @@ class Communicator {
   virtual void broadcast(std::string& text, int root) = 0;
   virtual std::vector<std::string> gather(const std::string& text) = 0;  // by rank, at rank 0
   virtual void barrier() = 0;
+  // Lets operations on parts of `data` go without copies in between, where the transport can, as
+  // long as the result lives; results are the same. It must end before the memory and the
+  // communicator do, and after what was enqueued. To be had of every buffer of an operation or of
+  // none. Collective.
+  using Registration = std::shared_ptr<void>;
+  virtual Registration register_memory(const Tensor&) { return nullptr; }
   // An independent communicator over the same workers, for use by another thread.
   virtual std::unique_ptr<Communicator> duplicate() = 0;
   // What the operations from here on are for, as errors shall name it: "all-to-all {purpose}".
   virtual void set_purpose(const std::string& purpose) = 0;
   // How long operations from here on wait for the peers, also those of later duplicates.
   virtual void set_deadline(double seconds) = 0;
+  // A Graph that holds operations of this communicator was launched in `stream`; `what` names it in
+  // errors. From now on they are waited for as long as any operation.
+  virtual void launched(const std::string& /*what*/, Stream& /*stream*/) {}
   // Throws DeviceError when an operation that was enqueued so far has failed. To be called once its
   // stream was synchronised, before what it wrote is believed.
   virtual void check() {}

@@ -31,7 +31,11 @@ class GradientReducer::Implementation {
       CHECK(sharding.virtual_workers() == sharding.workers() && dtype == DType::fp32);
     } else {
       ordered_.emplace(sharding, gradients, dtype);
+      for (const Tensor& buffer : ordered_->buffers()) {
+        registered_.push_back(communicator_->register_memory(buffer));
+      }
     }
+    registered_.push_back(communicator_->register_memory(gradients));
     if (sharding.workers() > 1 && stream.device() == Device::cpu) {
       thread_ = std::thread([this] { work(); });
     }
@@ -41,7 +45,7 @@ class GradientReducer::Implementation {
     {
       std::lock_guard lock(mutex_);
       // A step that failed half-way: the peers may never come.
-      const bool half_way = complete_from_ != -1 || ready_ != 0 || !joined_.passed();
+      const bool half_way = complete_from_ != -1 || ready_ != 0;
       if (half_way) communicator_->cancel();
       stopping_ = true;
     }
@@ -81,6 +85,10 @@ class GradientReducer::Implementation {
     ready_ = reduced_ = virtual_workers_done_ = 0;
     if (ordered_) ordered_->start_over();
   }
+
+  void launched(const std::string& what, Stream& stream) { communicator_->launched(what, stream); }
+
+  void cancel() { communicator_->cancel(); }
 
   void check() { communicator_->check(); }
 
@@ -146,11 +154,12 @@ class GradientReducer::Implementation {
   const Sharding sharding_;
   const std::vector<Range> group_ranges_;
   std::unique_ptr<Communicator> communicator_;
-  Stream& backward_stream_;  // in which gradients become complete
-  Stream stream_;            // of the reductions; it ends before the communicator
-  Event complete_, joined_;
   std::optional<OrderedReduction> ordered_;  // none: the library's all-reduce
-  int64_t complete_from_ = -1;               // -1: nothing yet
+  std::vector<Communicator::Registration> registered_;
+  Stream& backward_stream_;  // in which gradients become complete
+  Stream stream_;            // of the reductions; it ends before all that its work uses
+  Event complete_, joined_;
+  int64_t complete_from_ = -1;  // -1: nothing yet
   int virtual_workers_done_ = 0;
 
   std::thread thread_;
@@ -172,6 +181,12 @@ GradientReducer::~GradientReducer() = default;
 void GradientReducer::layer_ready(int group) { implementation_->layer_ready(group); }
 
 void GradientReducer::finish() { implementation_->finish(); }
+
+void GradientReducer::launched(const std::string& what, Stream& stream) {
+  implementation_->launched(what, stream);
+}
+
+void GradientReducer::cancel() { implementation_->cancel(); }
 
 void GradientReducer::check() { implementation_->check(); }
 

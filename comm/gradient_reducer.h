@@ -19,8 +19,8 @@ namespace lockstep {
 class GradientReducer {
  public:
   // stream: in which backward runs. gradients (padded_size) fp32, on the stream's device, zeros
-  // behind the parameters; both must outlive this. group_ranges: of
-  // each parameter group, ascending and without gaps; backward completes the last group first.
+  // behind the parameters; both must outlive this. group_ranges: of each parameter group, ascending
+  // and without gaps; backward completes the last group first.
   // dtype: what travels in the ordered reduction, fp32 or bf16. Collective.
   GradientReducer(Communicator& communicator, Stream& stream, const Tensor& gradients,
                   const Sharding& sharding, std::vector<Range> group_ranges,
@@ -38,6 +38,12 @@ class GradientReducer {
   // holds the sums in the ranges that this worker updates (Sharding::updated). Throws what a
   // reduction threw.
   void finish();
+
+  // A Graph that holds all these reductions was launched in the stream (Communicator::launched).
+  void launched(const std::string& what, Stream& stream);
+
+  // From any thread: gives up on peers that do not come (Communicator::cancel).
+  void cancel();
 
   // Once the stream was synchronised after finish(): throws when a reduction failed meanwhile.
   void check();

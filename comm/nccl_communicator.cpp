@@ -77,6 +77,7 @@ class NcclCommunicator : public Communicator {
         watch();
       } catch (const std::exception& error) {
         fail(error.what());
+        abort();
       }
     });
   }
@@ -173,6 +174,24 @@ class NcclCommunicator : public Communicator {
   }
   void barrier() override { working_host().barrier(); }
 
+  // NCCL demands that all workers' buffers of an operation are registered, or none.
+  Registration register_memory(const Tensor& data) override {
+    if (size() == 1 || data.empty()) return nullptr;
+    void* handle = nullptr;
+    {
+      const std::lock_guard lock(nccl_mutex_);
+      if (communicator_ == nullptr ||
+          ncclCommRegister(communicator_, data.data(), static_cast<size_t>(data.size_bytes()),
+                           &handle) != ncclSuccess) {
+        handle = nullptr;
+      }
+    }
+    Registration mine(handle, [this](void* registered) { deregister(registered); });
+    double registered = handle != nullptr ? 1 : 0;
+    all_reduce(&registered, 1, ReduceOp::min);
+    return registered == 1 ? mine : nullptr;
+  }
+
   std::unique_ptr<Communicator> duplicate() override {
     throw_if_failed();
     return std::make_unique<NcclCommunicator>(host_, deadline_s_);
@@ -182,6 +201,10 @@ class NcclCommunicator : public Communicator {
     const std::lock_guard lock(mutex_);
     deadline_s_ = seconds;
     host_.set_deadline(seconds);
+  }
+  void launched(const std::string& what, Stream& stream) override {
+    throw_if_failed();
+    if (size() > 1) watch_for(what, stream);
   }
   void check() override {
     throw_if_failed();
@@ -210,6 +233,12 @@ class NcclCommunicator : public Communicator {
     check_nccl(ncclCommInitRankConfig(&communicator, size(), id, rank(), &config), "starting");
     communicator_ = communicator;
     settle("starting NCCL");
+  }
+
+  // Whoever aborts a communicator has ended its registrations, too.
+  void deregister(void* handle) {
+    const std::lock_guard lock(nccl_mutex_);
+    if (handle != nullptr && communicator_ != nullptr) ncclCommDeregister(communicator_, handle);
   }
 
   // Until a call that NCCL has only begun is complete.
@@ -245,6 +274,10 @@ class NcclCommunicator : public Communicator {
       }
     }
     settle(what);
+    if (!stream.capturing()) watch_for(what, stream);
+  }
+
+  void watch_for(const std::string& what, const Stream& stream) {
     Pending pending{what, Event(Device::cuda), Clock::now()};
     pending.done.record(stream);
     {
@@ -262,11 +295,17 @@ class NcclCommunicator : public Communicator {
     return host_;
   }
 
+  // It alone aborts NCCL while a step may be captured: NCCL then waits until graphs with operations
+  // of the communicator are destroyed, which is the business of the thread that has them.
   void watch() {
     std::unique_lock lock(mutex_);
     while (!stopping_) {
+      if (!failure_.empty()) {
+        lock.unlock();
+        return abort();
+      }
       if (pending_.empty()) {
-        changed_.wait(lock, [&] { return stopping_ || !pending_.empty(); });
+        changed_.wait(lock, [&] { return stopping_ || !pending_.empty() || !failure_.empty(); });
         continue;
       }
       // Before the event: what ends because of an error ends, too.
@@ -287,9 +326,11 @@ class NcclCommunicator : public Communicator {
             late ? fmt::format("was not done after {:.1f} s; {}", waited.count(), absent_workers())
                  : std::string(ncclGetErrorString(state));
         fail(fmt::format("{}: {}", what, reason));
-        return;
+        lock.lock();
+        continue;
       }
-      changed_.wait_for(lock, std::chrono::milliseconds(20), [&] { return stopping_; });
+      changed_.wait_for(lock, std::chrono::milliseconds(20),
+                        [&] { return stopping_ || !failure_.empty(); });
     }
   }
 
@@ -312,6 +353,7 @@ class NcclCommunicator : public Communicator {
            "more)";
   }
 
+  // Every later call throws; the thread that watches ends NCCL's kernels.
   void fail(const std::string& message) {
     {
       const std::lock_guard lock(mutex_);
@@ -319,13 +361,15 @@ class NcclCommunicator : public Communicator {
       failure_ = message;
       pending_.clear();
     }
-    abort();
+    changed_.notify_all();
   }
 
   // Ends NCCL's kernels, so that streams which wait for them go on.
   void abort() {
-    const std::lock_guard lock(nccl_mutex_);
-    if (ncclComm_t mine = std::exchange(communicator_, nullptr)) ncclCommAbort(mine);
+    std::unique_lock lock(nccl_mutex_);
+    const ncclComm_t mine = std::exchange(communicator_, nullptr);
+    lock.unlock();  // it may take a while, and others ask for the state
+    if (mine != nullptr) ncclCommAbort(mine);
   }
 
   void throw_if_failed() {
@@ -357,14 +401,46 @@ void let_workers_share_gpus(int rank) {
   setenv("NCCL_HOSTID", fmt::format("lockstep-worker-{}", rank).c_str(), kKeepTheUsers);
 }
 
-LibraryVersion nccl_version() {
-  // NCCL counts 10000 * major + 100 * minor + patch, since its version 2.9.
-  const auto text = [](int version) {
-    return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+void use_nccl_memory() {
+  const auto allocate = [](int64_t size_bytes) {
+    void* memory = nullptr;
+    if (ncclMemAlloc(&memory, static_cast<size_t>(size_bytes)) != ncclSuccess) {
+      throw OutOfGpuMemory(
+          "out of device memory: {:.1f} MiB for NCCL were refused; {:.1f} are free",
+          static_cast<double>(size_bytes) / 1048576,
+          static_cast<double>(free_gpu_memory()) / 1048576);
+    }
+    return memory;
   };
-  int loaded = 0;
-  const bool known = ncclGetVersion(&loaded) == ncclSuccess;
-  return {text(NCCL_VERSION_CODE), known ? text(loaded) : ""};
+  set_peer_memory({allocate, [](void* memory) { ncclMemFree(memory); }});
+}
+
+namespace {
+
+// NCCL counts 10000 * major + 100 * minor + patch, since its version 2.9.
+std::string version_text(int version) {
+  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
+int loaded_version() {  // 0: there is none
+  int version = 0;
+  return ncclGetVersion(&version) == ncclSuccess ? version : 0;
+}
+
+}  // namespace
+
+LibraryVersion nccl_version() {
+  const int loaded = loaded_version();
+  return {version_text(NCCL_VERSION_CODE), loaded == 0 ? "" : version_text(loaded)};
+}
+
+std::string nccl_obstacle() {
+  constexpr int kOldest = NCCL_VERSION(2, 19, 0);  // which has ncclCommRegister
+  const int loaded = loaded_version();
+  if (loaded == 0) return fmt::format("no NCCL: {}", ncclGetLastError(nullptr));
+  if (loaded >= kOldest) return "";
+  return fmt::format("NCCL {} is too old: {} or newer is needed", version_text(loaded),
+                     version_text(kOldest));
 }
 
 }  // namespace lockstep

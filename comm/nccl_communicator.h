@@ -22,7 +22,12 @@ std::unique_ptr<Communicator> nccl_communicator(Communicator& host, double deadl
 // not tried on a real GPU yet.
 void let_workers_share_gpus(int rank);
 
+// From here on Buffer::for_peers has memory that NCCL can register: by ncclMemAlloc.
+void use_nccl_memory();
+
 // "2.28.9". Defined in a build with CUDA only.
 LibraryVersion nccl_version();
+// Why NCCL is not to be used: it is not found, or too old; empty where it is. Likewise.
+std::string nccl_obstacle();
 
 }  // namespace lockstep

@@ -21,8 +21,9 @@ OrderedReduction::OrderedReduction(const Sharding& sharding, const Tensor& gradi
     most = std::max(most, nodes.size());
     nodes = tree_.join(nodes).nodes;
   }
-  for (size_t i = 0; i < most; i++)
-    kept_.emplace_back(dtype, Shape{sharding.padded_size()}, device);
+  for (size_t i = 0; i < most; i++) {
+    kept_.push_back(Buffer::for_peers(dtype, {sharding.padded_size()}, device));
+  }
   nodes.push_back(tree_.leaf(first + each - 1));
   own_ = tree_.join(nodes);
 
@@ -37,10 +38,10 @@ OrderedReduction::OrderedReduction(const Sharding& sharding, const Tensor& gradi
 
   const int64_t largest = sharding.bucket(0).size();  // only the last one is smaller
   if (dtype != DType::fp32 && sharding.virtual_workers() > 1)
-    sent_ = Buffer(dtype, {largest}, device);
+    sent_ = Buffer::for_peers(dtype, {largest}, device);
   if (sharding.workers() == 1) return;
   rounds_ = *std::max_element(pieces_.begin(), pieces_.end());
-  received_ = Buffer(dtype, {rounds_, largest}, device);
+  received_ = Buffer::for_peers(dtype, {rounds_, largest}, device);
 }
 
 Tensor OrderedReduction::kept(size_t i, const Range& range) const {
@@ -101,9 +102,16 @@ void OrderedReduction::reduce(int b, Communicator& communicator, Stream& stream)
   kernels::ordered_sum(gradients_.slice(run.begin, run.end), terms, all_.additions, stream);
 }
 
+std::vector<Tensor> OrderedReduction::buffers() const {
+  std::vector<Tensor> all{sent_.tensor(), received_.tensor()};
+  for (const Buffer& buffer : kept_) all.push_back(buffer.tensor());
+  std::erase_if(all, [](const Tensor& tensor) { return tensor.empty(); });
+  return all;
+}
+
 int64_t OrderedReduction::memory_bytes() const {
-  int64_t bytes = sent_.size_bytes() + received_.size_bytes();
-  for (const Buffer& buffer : kept_) bytes += buffer.size_bytes();
+  int64_t bytes = 0;
+  for (const Tensor& buffer : buffers()) bytes += buffer.size_bytes();
   return bytes;
 }
 

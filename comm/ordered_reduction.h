@@ -29,7 +29,8 @@ class OrderedReduction {
   // After the last bucket.
   void start_over() { kept_nodes_.clear(), kept_count_ = 0; }
 
-  int64_t memory_bytes() const;
+  std::vector<Tensor> buffers() const;  // that it sends or receives, beside the gradients
+  int64_t memory_bytes() const;         // of them
 
  private:
   Tensor kept(size_t i, const Range& range) const;

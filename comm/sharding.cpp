@@ -6,11 +6,6 @@
 #include "core/check.h"
 
 namespace lockstep {
-namespace {
-
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-}  // namespace
 
 Sharding::Sharding(int64_t parameters, const Options& options)
     : options_(options), parameters_(parameters) {

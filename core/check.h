@@ -39,6 +39,11 @@ using UsageError = ErrorOf<ExitCode::usage>;
 using DataError = ErrorOf<ExitCode::data>;
 using DeviceError = ErrorOf<ExitCode::device>;
 
+// Memory of a GPU, or that of the host which it reaches, is used up.
+struct OutOfGpuMemory : DeviceError {
+  using DeviceError::DeviceError;
+};
+
 namespace detail {
 [[noreturn]] void check_failed(const char* expression, const char* file, int line,
                                const std::string& message);

@@ -16,16 +16,34 @@ void check(int code, std::string_view operation) {
 
 namespace {
 
+struct DeviceMemory {
+  size_t free = 0, total = 0;
+};
+
+DeviceMemory device_memory() {
+  DeviceMemory memory;
+  check(cudaMemGetInfo(&memory.free, &memory.total), "asking for free memory");
+  return memory;
+}
+
 void check_memory(cudaError_t code, std::string_view kind, int64_t size_bytes) {
   if (code != cudaErrorMemoryAllocation) return check(code, "allocating memory");
   static_cast<void>(cudaGetLastError());  // it is no reason to fail later calls
-  size_t free = 0, total = 0;
-  check(cudaMemGetInfo(&free, &total), "asking for free memory");
-  throw DeviceError(
-      "out of {} memory: {:.1f} MiB were refused; {:.1f} of the device's {:.1f} MiB are free\n"
-      "reduce --micro-batch-size, or add --recompute",
-      kind, static_cast<double>(size_bytes) / 1048576, static_cast<double>(free) / 1048576,
-      static_cast<double>(total) / 1048576);
+  const DeviceMemory memory = device_memory();
+  throw OutOfGpuMemory(
+      "out of {} memory: {:.1f} MiB were refused; {:.1f} of the device's {:.1f} MiB are free", kind,
+      static_cast<double>(size_bytes) / 1048576, static_cast<double>(memory.free) / 1048576,
+      static_cast<double>(memory.total) / 1048576);
+}
+
+// As nvidia-smi writes it: "GPU-", and 16 bytes in groups of 4, 2, 2, 2 and 6.
+std::string text_of(const cudaUUID_t& id) {
+  std::string text = "GPU";
+  for (size_t i = 0; i < sizeof id.bytes; i++) {
+    if (i == 0 || i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    text += fmt::format("{:02x}", static_cast<unsigned char>(id.bytes[i]));
+  }
+  return text;
 }
 
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
@@ -36,10 +54,14 @@ cudaEvent_t event_of(void* event) { return static_cast<cudaEvent_t>(event); }
 void* allocate(int64_t size_bytes) {
   void* memory = nullptr;
   check_memory(cudaMalloc(&memory, static_cast<size_t>(size_bytes)), "device", size_bytes);
+  clear(memory, size_bytes);
+  return memory;
+}
+
+void clear(void* memory, int64_t size_bytes) {
   check(cudaMemset(memory, 0, static_cast<size_t>(size_bytes)), "clearing memory");
   // Streams that do not wait for the default stream may use it at once.
   check(cudaStreamSynchronize(nullptr), "clearing memory");
-  return memory;
 }
 
 void* allocate_pinned(int64_t size_bytes) {
@@ -52,6 +74,7 @@ void* allocate_pinned(int64_t size_bytes) {
 
 void release(void* memory) noexcept { cudaFree(memory); }
 void release_pinned(void* memory) noexcept { cudaFreeHost(memory); }
+int64_t free_memory() { return static_cast<int64_t>(device_memory().free); }
 
 void copy(void* to, const void* from, int64_t size_bytes, Stream& stream) {
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(size_bytes), cudaMemcpyDefault,
@@ -107,6 +130,45 @@ bool event_passed(void* event) {
   return true;
 }
 
+bool capturing(void* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream_of(stream), &status), "asking for a capture");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+// Other threads may go on calling the runtime: the one that watches NCCL does.
+void begin_capture(void* stream) {
+  check(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal),
+        "beginning a graph");
+}
+
+void* end_capture(void* stream) {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(stream_of(stream), &graph),
+        "capturing a graph (--no-cuda-graph does without)");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t code = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  check(code, "making a graph ready (--no-cuda-graph does without)");
+  return executable;
+}
+
+void abandon_capture(void* stream) noexcept {
+  cudaGraph_t graph = nullptr;
+  cudaStreamEndCapture(stream_of(stream), &graph);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  static_cast<void>(cudaGetLastError());  // that the capture was spoilt is no news
+}
+
+void launch_graph(void* graph, void* stream) {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_of(stream)),
+        "starting a graph");
+}
+
+void destroy_graph(void* graph) noexcept {
+  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
+}
+
 int device_count() {
   int count = 0;
   if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
@@ -125,7 +187,11 @@ int current_device() {
 Gpu properties(int index) {
   cudaDeviceProp found{};
   check(cudaGetDeviceProperties(&found, index), "asking for a GPU's properties");
-  return {found.name, 10 * found.major + found.minor, static_cast<int64_t>(found.totalGlobalMem)};
+  return {.id = text_of(found.uuid),
+          .name = found.name,
+          .architecture = 10 * found.major + found.minor,
+          .multiprocessors = found.multiProcessorCount,
+          .memory_bytes = static_cast<int64_t>(found.totalGlobalMem)};
 }
 
 CudaVersions versions() {

@@ -8,14 +8,22 @@
 // throw DeviceError with the runtime's words; those that free do not throw.
 namespace lockstep::cuda {
 
-void* allocate(int64_t size_bytes);         // device memory, zeroed
-void* allocate_pinned(int64_t size_bytes);  // host memory that devices reach, zeroed
+// Zeroed once they return. Throw OutOfGpuMemory when there is not enough.
+void* allocate(int64_t size_bytes);            // device memory
+void* allocate_pinned(int64_t size_bytes);     // host memory that devices reach
+void clear(void* memory, int64_t size_bytes);  // to zero, for work of any stream from here on
+// Nothing that is enqueued may use it any more: they need not wait.
 void release(void* memory) noexcept;
 void release_pinned(void* memory) noexcept;
+int64_t free_memory();  // of the device, bytes
 
-// Between any two of host and device; asynchronous where the host's side is pinned.
+// Both are enqueued in the stream and return at once; the memory must live, and the host must leave
+// its side alone, until they have run. `copy` is between any two of host and device that do not
+// overlap. Host memory that is not pinned (allocate_pinned) it reads before it returns, and writes
+// before it returns: then it has waited for all that the stream had to do.
 void copy(void* to, const void* from, int64_t size_bytes, Stream& stream);
-void set_zero(void* memory, int64_t size_bytes, Stream& stream);  // of the device
+// Device memory to bytes of 0.
+void set_zero(void* memory, int64_t size_bytes, Stream& stream);
 
 void* create_stream();
 void destroy_stream(void* stream) noexcept;
@@ -27,6 +35,15 @@ void destroy_event(void* event) noexcept;
 void record_event(void* event, void* stream);
 void synchronize_event(void* event);
 bool event_passed(void* event);
+
+bool capturing(void* stream);
+// What this thread enqueues in the stream becomes part of a graph, until end_capture, which returns
+// a cudaGraphExec_t, or abandon_capture.
+void begin_capture(void* stream);
+void* end_capture(void* stream);
+void abandon_capture(void* stream) noexcept;
+void launch_graph(void* graph, void* stream);
+void destroy_graph(void* graph) noexcept;  // also one that is still running
 
 int device_count();  // 0 where there is no driver
 void set_device(int index);

@@ -28,7 +28,8 @@ Stream::Stream(Stream&& other) noexcept
       native_(std::exchange(other.native_, nullptr)),
       log_(other.log_),
       number_(other.number_),
-      workspaces_(std::exchange(other.workspaces_, {})) {}
+      workspaces_(std::exchange(other.workspaces_, {})),
+      num_workspace_moves_(other.num_workspace_moves_) {}
 
 Stream& Stream::operator=(Stream&& other) noexcept {
   std::swap(device_, other.device_);
@@ -36,6 +37,7 @@ Stream& Stream::operator=(Stream&& other) noexcept {
   std::swap(log_, other.log_);
   std::swap(number_, other.number_);
   std::swap(workspaces_, other.workspaces_);
+  std::swap(num_workspace_moves_, other.num_workspace_moves_);
   return *this;
 }
 
@@ -69,6 +71,11 @@ void Stream::synchronize() {
   }
 }
 
+bool Stream::capturing() const {
+  if constexpr (kCudaIsBuilt) return native_ != nullptr && cuda::capturing(native_);
+  return false;
+}
+
 void* Stream::workspace(int64_t size_bytes, Workspace slot) {
   CHECK(device_ == Device::cuda, "on the CPU a kernel has scratch memory of its own");
   Scratch& scratch = workspaces_[static_cast<size_t>(slot)];
@@ -81,6 +88,7 @@ void* Stream::workspace(int64_t size_bytes, Workspace slot) {
       scratch.memory = cuda::allocate(size_bytes);
     }
     scratch.size_bytes = size_bytes;
+    num_workspace_moves_++;
   }
   return scratch.memory;
 }
@@ -127,6 +135,39 @@ bool Event::passed() const {
   return true;
 }
 
+Graph::Graph([[maybe_unused]] Stream& stream, [[maybe_unused]] const std::function<void()>& work) {
+  if constexpr (kCudaIsBuilt) {
+    CHECK(stream.native() != nullptr, "only a GPU's work is captured");
+    cuda::begin_capture(stream.native());
+    try {
+      work();
+    } catch (...) {
+      cuda::abandon_capture(stream.native());
+      throw;
+    }
+    native_ = cuda::end_capture(stream.native());
+  } else {
+    throw DeviceError("this program was built without CUDA");
+  }
+}
+
+Graph::Graph(Graph&& other) noexcept : native_(std::exchange(other.native_, nullptr)) {}
+
+Graph& Graph::operator=(Graph&& other) noexcept {
+  std::swap(native_, other.native_);
+  return *this;
+}
+
+Graph::~Graph() {
+  if constexpr (kCudaIsBuilt) {
+    if (native_ != nullptr) cuda::destroy_graph(native_);
+  }
+}
+
+void Graph::launch([[maybe_unused]] Stream& stream) {
+  if constexpr (kCudaIsBuilt) cuda::launch_graph(native_, stream.native());
+}
+
 int cuda_device_count() {
   if constexpr (kCudaIsBuilt) return cuda::device_count();
   return 0;
@@ -149,6 +190,11 @@ Gpu this_gpu([[maybe_unused]] int index) {
   Gpu gpu;
   if constexpr (kCudaIsBuilt) gpu = cuda::properties(index);
   return gpu;
+}
+
+int64_t free_gpu_memory() {
+  if constexpr (kCudaIsBuilt) return cuda::free_memory();
+  return 0;
 }
 
 CudaVersions cuda_versions() {

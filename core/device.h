@@ -1,6 +1,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -45,6 +46,7 @@ class Stream {
   void wait(const Event& event);
   // Returns when all that was enqueued has run. Throws DeviceError when some of it failed.
   void synchronize();
+  bool capturing() const;  // whether what is enqueued becomes part of a Graph instead
 
   // Device memory for one kernel call: at least so many bytes, aligned to 256, valid for work that
   // is enqueued here before the next call of this function for the same slot. It grows and is kept.
@@ -52,6 +54,8 @@ class Stream {
   int64_t workspace_bytes(Workspace slot) const {  // that it has now
     return workspaces_[static_cast<size_t>(slot)].size_bytes;
   }
+  // How often some workspace has moved: a Graph that was captured before points to freed memory.
+  int num_workspace_moves() const { return num_workspace_moves_; }
 
  private:
   friend class Event;
@@ -66,6 +70,7 @@ class Stream {
   WorkLog* log_ = nullptr;               // of the rehearsal that this is part of
   int number_ = 0;                       // in the log
   std::array<Scratch, 3> workspaces_{};  // by Workspace
+  int num_workspace_moves_ = 0;
 };
 
 // A point in a stream. Movable only.
@@ -89,6 +94,25 @@ class Event {
   int64_t noted_ = -1;  // in a rehearsal: the last entry before the mark
 };
 
+// Work that was enqueued once, to be enqueued again as a whole (a CUDA graph): the host does
+// little, and the device goes from one kernel to the next faster. GPUs only. Movable only.
+class Graph {
+ public:
+  // Captures what `work` enqueues in the stream, and in other streams that wait for its events and
+  // for which it then waits. None of it runs yet. It keeps its arguments: addresses, not what is
+  // there. `work` must not wait for the device or make workspaces grow. Throws what `work` throws,
+  // or DeviceError.
+  Graph(Stream& stream, const std::function<void()>& work);
+  Graph(Graph&& other) noexcept;
+  Graph& operator=(Graph&& other) noexcept;
+  ~Graph();
+
+  void launch(Stream& stream);
+
+ private:
+  void* native_ = nullptr;  // a cudaGraphExec_t
+};
+
 // GPUs that this process can use; 0 without CUDA, driver or GPU.
 int cuda_device_count();
 // Makes one of them the current device of the calling thread.
@@ -96,11 +120,14 @@ void set_cuda_device(int index);
 int cuda_device();  // the calling thread's
 
 struct Gpu {
+  std::string id;  // the same in every process that sees it, and no other's: "GPU-5a3f..."
   std::string name;
   int architecture = 0;  // 10 * major + minor of its compute capability
+  int multiprocessors = 0;
   int64_t memory_bytes = 0;
 };
 Gpu this_gpu(int index);
+int64_t free_gpu_memory();  // bytes, of the calling thread's; other programs may take them
 
 // Of a library: what this program was compiled against, and what is loaded; "" when unknown.
 struct LibraryVersion {

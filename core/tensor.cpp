@@ -58,6 +58,8 @@ void copy(const Tensor& out, const Tensor& x, Stream& stream) {
 
 namespace {
 
+PeerMemory peer_memory{};
+
 // Anonymous pages: zeroed by the kernel on first touch, by the thread that touches them.
 // In a rehearsal more of them than there is memory.
 void* allocate_pages(int64_t size_bytes) {
@@ -74,16 +76,28 @@ void* allocate_pages(int64_t size_bytes) {
 
 }  // namespace
 
-Buffer::Buffer(int64_t size_bytes, Device device) : size_bytes_(size_bytes), device_(device) {
+Buffer::Buffer(int64_t size_bytes, Device device)
+    : Buffer(size_bytes, device, device == Device::cpu ? Source::pages : Source::device) {}
+
+Buffer::Buffer(int64_t size_bytes, Device device, Source source)
+    : size_bytes_(size_bytes), device_(device), source_(source) {
   CHECK(size_bytes >= 0);
   if (size_bytes == 0) return;
-  mapped_ = device == Device::cpu || Rehearsal::current() != nullptr;
-  if (device == Device::cpu) {
+  const bool rehearsed = Rehearsal::current() != nullptr;
+  if (rehearsed) source_ = Source::pages;
+  if (device == Device::cpu && source_ == Source::pages) {
     data_ = allocate_pages(size_bytes);
-  } else if (mapped_) {
+  } else if (rehearsed) {
     data_ = reserve_addresses(size_bytes);
   } else if constexpr (kCudaIsBuilt) {
-    data_ = cuda::allocate(size_bytes);
+    if (source_ == Source::pinned) {
+      data_ = cuda::allocate_pinned(size_bytes);
+    } else if (source_ == Source::peers) {
+      data_ = peer_memory.allocate(size_bytes);
+      cuda::clear(data_, size_bytes);
+    } else {
+      data_ = cuda::allocate(size_bytes);
+    }
   } else {
     throw DeviceError("this program was built without CUDA");
   }
@@ -95,18 +109,20 @@ Buffer::Buffer(DType dtype, Shape shape, Device device)
 }
 
 Buffer Buffer::pinned(DType dtype, Shape shape, Device device) {
-  if (device == Device::cpu || Rehearsal::current() != nullptr) return Buffer(dtype, shape);
-  Buffer buffer;
-  if constexpr (kCudaIsBuilt) {
-    buffer.size_bytes_ = shape.size() * lockstep::size_bytes(dtype);
-    buffer.pinned_ = true;
-    buffer.data_ = cuda::allocate_pinned(buffer.size_bytes_);
-    buffer.view_ = Tensor(buffer.data_, dtype, shape);
-  } else {
-    throw DeviceError("this program was built without CUDA");
-  }
+  const Source source = device == Device::cpu ? Source::pages : Source::pinned;
+  Buffer buffer(shape.size() * lockstep::size_bytes(dtype), Device::cpu, source);
+  buffer.view_ = Tensor(buffer.data_, dtype, shape);
   return buffer;
 }
+
+Buffer Buffer::for_peers(DType dtype, Shape shape, Device device) {
+  if (device == Device::cpu || peer_memory.allocate == nullptr) return Buffer(dtype, shape, device);
+  Buffer buffer(shape.size() * lockstep::size_bytes(dtype), device, Source::peers);
+  buffer.view_ = Tensor(buffer.data_, dtype, shape, device);
+  return buffer;
+}
+
+void set_peer_memory(const PeerMemory& memory) { peer_memory = memory; }
 
 Buffer::Buffer(Buffer&& other) noexcept { *this = std::move(other); }
 
@@ -114,18 +130,19 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_bytes_, other.size_bytes_);
   std::swap(device_, other.device_);
-  std::swap(pinned_, other.pinned_);
-  std::swap(mapped_, other.mapped_);
+  std::swap(source_, other.source_);
   std::swap(view_, other.view_);
   return *this;
 }
 
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
-  if (mapped_) {
+  if (source_ == Source::pages) {
     munmap(data_, size_bytes_);
+  } else if (source_ == Source::peers) {
+    peer_memory.release(data_);
   } else if constexpr (kCudaIsBuilt) {
-    pinned_ ? cuda::release_pinned(data_) : cuda::release(data_);
+    source_ == Source::pinned ? cuda::release_pinned(data_) : cuda::release(data_);
   }
 }
 

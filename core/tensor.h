@@ -62,6 +62,18 @@ class Tensor {
   Shape shape_;
 };
 
+template <class T>
+T* data_or_null(const Tensor& x) {
+  return x.empty() ? nullptr : x.as<T>();
+}
+
+// `count` values of a type that tensors do not know, as 32-bit words to be moved.
+template <class T>
+Tensor words(T* data, int64_t count, Device device) {
+  static_assert(sizeof(T) % sizeof(int32_t) == 0);
+  return {data, DType::int32, {count * static_cast<int64_t>(sizeof(T) / sizeof(int32_t))}, device};
+}
+
 // out = x, of one size and dtype, on any devices. Enqueued in the stream where one of them is not
 // the CPU: the host's side must then be pinned, or else the call waits for the copy.
 void copy(const Tensor& out, const Tensor& x, Stream& stream);
@@ -76,6 +88,8 @@ class Buffer {
   Buffer(DType dtype, Shape shape, Device device = Device::cpu);
   // The CPU's memory, but such that `device` copies from and to it while the host goes on.
   static Buffer pinned(DType dtype, Shape shape, Device device);
+  // What is sent to other workers or received from them: on a GPU by set_peer_memory.
+  static Buffer for_peers(DType dtype, Shape shape, Device device);
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   ~Buffer();
@@ -87,12 +101,24 @@ class Buffer {
   Tensor tensor(DType dtype, Shape shape, int64_t offset_bytes = 0) const;
 
  private:
+  // Pages of the system, or addresses of a rehearsal; by cuda_runtime.h; by the PeerMemory.
+  enum class Source { pages, device, pinned, peers };
+  Buffer(int64_t size_bytes, Device device, Source source);
+
   void* data_ = nullptr;
   int64_t size_bytes_ = 0;
   Device device_ = Device::cpu;
-  bool pinned_ = false;
-  bool mapped_ = false;  // pages of the system's, or addresses of a rehearsal
+  Source source_ = Source::pages;
   Tensor view_;
 };
+
+// How a GPU's memory is had that other GPUs reach directly: the library that connects them knows.
+// `allocate` need not clear it, and throws OutOfGpuMemory.
+struct PeerMemory {
+  void* (*allocate)(int64_t size_bytes);
+  void (*release)(void* memory);
+};
+// For buffers that are made from here on; until then they have memory like any other.
+void set_peer_memory(const PeerMemory& memory);
 
 }  // namespace lockstep

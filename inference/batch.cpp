@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/range.h"
 #include "core/text.h"
 #include "core/thread_pool.h"
 
@@ -72,7 +73,7 @@ Batch::Batch(const BatchModel& model, std::span<const GenerationRequest> request
     longest = std::max(longest, waiting_.back().room);
   }
   // A GPU's kernels read sequences of one page.
-  const int64_t page_size = model.device == Device::cpu ? kPageTokens : (longest + 3) / 4 * 4;
+  const int64_t page_size = model.device == Device::cpu ? kPageTokens : round_up(longest, 4);
   pages_ =
       std::make_unique<KvPages>(model.decoder.config(), page_size, model.precision, model.device);
   for (const Waiting& w : waiting_) {

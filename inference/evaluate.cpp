@@ -11,6 +11,37 @@
 namespace lockstep {
 namespace {
 
+// Where the windows of a split lie.
+class Windows {
+ public:
+  Windows(const TokenStream& split, int64_t length, const EvaluationOptions& options)
+      : predictable_(split.size() - 1),  // nothing comes before the first token
+        length_(length),
+        stride_(options.stride > 0 ? options.stride : length) {
+    CHECK(options.stride <= length);
+    if (predictable_ < 1) {
+      throw DataError("the split has {} tokens; at least 2 are needed to predict one",
+                      split.size());
+    }
+    const int64_t after_first = std::max<int64_t>(0, predictable_ - length_);
+    count_ = 1 + (after_first + stride_ - 1) / stride_;
+    if (options.max_windows > 0) count_ = std::min(count_, options.max_windows);
+  }
+
+  int64_t count() const { return count_; }
+  int64_t predictable() const { return predictable_; }
+  int64_t begin(int64_t window) const { return window * stride_; }
+  // Tokens that a window predicts: its targets, of which the first `seen` are another's.
+  int64_t predicted(int64_t window) const {
+    return std::min(length_, predictable_ - begin(window));
+  }
+  int64_t seen(int64_t window) const { return window == 0 ? 0 : length_ - stride_; }
+  int64_t counted(int64_t window) const { return predicted(window) - seen(window); }
+
+ private:
+  int64_t predictable_, length_, stride_, count_;
+};
+
 // A group of consecutive windows, padded to the model's batch. A group's shape, and so each
 // window's loss to the last bit, depends neither on the worker nor on the number of workers.
 class WindowBatch {
@@ -26,10 +57,10 @@ class WindowBatch {
   int64_t length() const { return length_; }  // of a window: predicted tokens
   int64_t size() const { return size_; }      // windows
 
-  // Writes the loss of each of windows [first, first + count) to sums, in nats.
-  void evaluate(Transformer& model, const TokenStream& split, int64_t first, int64_t count,
-                double* sums) {
-    for (int64_t i = 0; i < count; i++) fill(split, first + i, i);
+  // Writes the loss of what counts of each of windows [first, first + count) to sums, in nats.
+  void evaluate(Transformer& model, const TokenStream& split, const Windows& windows, int64_t first,
+                int64_t count, double* sums) {
+    for (int64_t i = 0; i < count; i++) fill(split, windows, first + i, i);
     const Tensor losses = losses_.tensor().slice(0, count);
     Batch batch;
     batch.tokens = tokens_.tensor().slice(0, count);
@@ -44,14 +75,14 @@ class WindowBatch {
 
  private:
   // The last window of a split may be shorter: the rest is not counted.
-  void fill(const TokenStream& split, int64_t window, int64_t row) {
-    const int64_t begin = window * length_;
-    const int64_t predicted = std::min(length_, split.size() - 1 - begin);
-    split.copy(begin, predicted + 1, text_.data());
+  void fill(const TokenStream& split, const Windows& windows, int64_t window, int64_t row) {
+    const int64_t predicted = windows.predicted(window), seen = windows.seen(window);
+    split.copy(windows.begin(window), predicted + 1, text_.data());
     int32_t* tokens = tokens_.tensor().as<int32_t>() + row * length_;
     int32_t* targets = targets_.tensor().as<int32_t>() + row * length_;
     std::fill(std::copy_n(text_.begin(), predicted, tokens), tokens + length_, 0);
     std::fill(std::copy_n(text_.begin() + 1, predicted, targets), targets + length_, -1);
+    std::fill_n(targets, seen, -1);
   }
 
   int64_t length_, size_;
@@ -62,44 +93,52 @@ class WindowBatch {
 }  // namespace
 
 Evaluation evaluate(Transformer& model, const TokenStream& split, Communicator& communicator,
-                    int64_t max_windows) {
+                    const EvaluationOptions& options) {
   WindowBatch batch(model);
-  const int64_t predictable = split.size() - 1;  // nothing comes before the first token
-  if (predictable < 1) {
-    throw DataError("the split has {} tokens; at least 2 are needed to predict one", split.size());
-  }
-  int64_t windows = (predictable + batch.length() - 1) / batch.length();
-  if (max_windows > 0) windows = std::min(windows, max_windows);
+  const Windows windows(split, batch.length(), options);
 
   // Each worker fills in its own windows; adding zeros is exact.
-  std::vector<double> sums(static_cast<size_t>(windows));
-  const int64_t groups = (windows + batch.size() - 1) / batch.size();
+  std::vector<double> sums(static_cast<size_t>(windows.count()));
+  const int64_t groups = (windows.count() + batch.size() - 1) / batch.size();
   for (int64_t group = communicator.rank(); group < groups; group += communicator.size()) {
     const int64_t first = group * batch.size();
-    batch.evaluate(model, split, first, std::min(batch.size(), windows - first), &sums[first]);
+    batch.evaluate(model, split, windows, first, std::min(batch.size(), windows.count() - first),
+                   &sums[first]);
   }
   communicator.set_purpose("of an evaluation");
-  communicator.all_reduce(sums.data(), windows, ReduceOp::sum);
+  communicator.all_reduce(sums.data(), windows.count(), ReduceOp::sum);
 
   double nats = 0;
   for (const double sum : sums) nats += sum;
+  std::vector<double> counted;
   Evaluation evaluation;
-  evaluation.tokens = std::min(predictable, windows * batch.length());
-  const double share = static_cast<double>(evaluation.tokens) / static_cast<double>(predictable);
+  for (int64_t window = 0; window < windows.count(); window++) {
+    evaluation.tokens += windows.counted(window);
+    counted.push_back(static_cast<double>(windows.counted(window)));
+  }
+  const double share =
+      static_cast<double>(evaluation.tokens) / static_cast<double>(windows.predictable());
   evaluation.bytes = std::llround(share * static_cast<double>(split.bytes()));
   evaluation.loss = nats / static_cast<double>(evaluation.tokens);
   evaluation.perplexity = std::exp(evaluation.loss);
   evaluation.bits_per_byte =
       nats / std::numbers::ln2 / (share * static_cast<double>(split.bytes()));
+  if (options.resamples > 0) {
+    evaluation.loss_interval = bootstrap_interval(sums, counted, options.resamples, 0);
+  }
   return evaluation;
 }
 
 nlohmann::json to_json(const Evaluation& evaluation) {
-  return {{"loss", evaluation.loss},
-          {"perplexity", evaluation.perplexity},
-          {"bits_per_byte", evaluation.bits_per_byte},
-          {"tokens", evaluation.tokens},
-          {"bytes", evaluation.bytes}};
+  nlohmann::json json = {{"loss", evaluation.loss},
+                         {"perplexity", evaluation.perplexity},
+                         {"bits_per_byte", evaluation.bits_per_byte},
+                         {"tokens", evaluation.tokens},
+                         {"bytes", evaluation.bytes}};
+  if (evaluation.loss_interval) {
+    json["loss_interval"] = {evaluation.loss_interval->low, evaluation.loss_interval->high};
+  }
+  return json;
 }
 
 }  // namespace lockstep

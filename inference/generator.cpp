@@ -1,7 +1,11 @@
 #include "inference/generator.h"
 
+#include <algorithm>
+
 #include "core/check.h"
+#include "core/range.h"
 #include "inference/batch.h"
+#include "inference/weights.h"
 #include "model/decoder.h"
 
 namespace lockstep {
@@ -22,25 +26,6 @@ std::string_view name(FinishReason reason) {
   CHECK(false);
 }
 
-namespace {
-
-Buffer read_weights(const Checkpoint& checkpoint, DType precision, Device device) {
-  Buffer weights(precision, {checkpoint.table().size()}, device);
-  checkpoint.read(FlatKind::weights, 0, weights.tensor());
-  return weights;
-}
-
-// Of the weights that a pass over a few tokens reads: all but the rows of tables that it looks up.
-int64_t bytes_read_a_pass(const ParameterTable& table, const ModelConfig& config, DType precision) {
-  int64_t count = table.size();
-  if (!config.tied_embeddings) count -= table.at("embedding.tokens.weight").shape.size();
-  const Parameter* positions = table.find("embedding.positions.weight");
-  if (positions != nullptr) count -= positions->shape.size();
-  return count * size_bytes(precision);
-}
-
-}  // namespace
-
 class Generator::Implementation {
  public:
   Implementation(const Checkpoint& checkpoint, DType precision, Device device)
@@ -48,9 +33,8 @@ class Generator::Implementation {
         device_(device),
         tokenizer_(Tokenizer::from_json(checkpoint.info().tokenizer_json,
                                         checkpoint.path().string() + ": tokenizer")),
-        weights_(read_weights(checkpoint, precision, device)),
-        decoder_(checkpoint.info().model, weights_.tensor()),
-        pass_bytes_(bytes_read_a_pass(checkpoint.table(), config(), precision)) {
+        weights_(checkpoint, precision, device),
+        decoder_(checkpoint.info().model, weights_.parameters()) {
     if (tokenizer_.vocab_size() > config().vocab_size) {
       throw DataError("{}: the tokenizer has {} tokens, the model {}", checkpoint.path().string(),
                       tokenizer_.vocab_size(), config().vocab_size);
@@ -63,31 +47,92 @@ class Generator::Implementation {
   void generate(std::span<const GenerationRequest> requests, const BatchLimits& limits,
                 const std::function<void(size_t, Completion)>& on_done,
                 const std::function<bool()>& interrupted) {
-    Batch({decoder_, tokenizer_, precision_, device_, pass_bytes_}, requests, limits, on_done,
-          interrupted)
+    Batch({decoder_, tokenizer_, precision_, device_, weights_.bytes_read_a_token()}, requests,
+          limits, on_done, interrupted)
         .run();
   }
 
+  std::vector<ContinuationScore> score(std::span<const int32_t> context,
+                                       std::span<const std::vector<int32_t>> continuations);
+
   std::vector<float> next_token_logits(std::span<const int32_t> tokens) {
-    const auto count = static_cast<int64_t>(tokens.size());
-    KvPages pages(config(), (count + 3) / 4 * 4, precision_, device_);
+    KvPages pages = one_page(static_cast<int64_t>(tokens.size()));
     KvSequence sequence(pages);
-    const Buffer hidden(precision_, {1, config().hidden_size}, device_);
+    const Buffer hidden = append(sequence, tokens, 1);
     std::vector<float> logits(static_cast<size_t>(config().vocab_size));
-    const NewTokens all{&sequence, tokens};
-    decoder_.forward(std::span(&all, 1), kernels::Rows::in_tiles, hidden.tensor());
     decoder_.logits(Tensor(logits.data(), DType::fp32, {1, config().vocab_size}), hidden.tensor());
     return logits;
   }
 
  private:
+  // For one sequence, which shares nothing: of one page, as a GPU's kernels need it.
+  KvPages one_page(int64_t tokens) const {
+    return KvPages(config(), round_up(tokens, 4), precision_, device_);
+  }
+  // Returns the states of the last `wanted` tokens.
+  Buffer append(KvSequence& sequence, std::span<const int32_t> tokens, int64_t wanted) {
+    Buffer hidden(precision_, {wanted, config().hidden_size}, device_);
+    const NewTokens all{&sequence, tokens, wanted};
+    decoder_.forward(std::span(&all, 1), kernels::Rows::in_tiles, hidden.tensor());
+    return hidden;
+  }
+  ContinuationScore score_after(std::span<const int32_t> tokens, KvSequence& sequence);
+
   const DType precision_;
   const Device device_;
   const Tokenizer tokenizer_;
-  const Buffer weights_;
+  const Weights weights_;
   Decoder decoder_;
-  const int64_t pass_bytes_;
 };
+
+// Of all tokens but the first, which the sequence does not hold yet. Leaves it as it was.
+ContinuationScore Generator::Implementation::score_after(std::span<const int32_t> tokens,
+                                                         KvSequence& sequence) {
+  const int64_t before = sequence.length(), count = static_cast<int64_t>(tokens.size()) - 1;
+  const Buffer hidden = append(sequence, tokens.first(tokens.size() - 1), count);
+  const Buffer logits(DType::fp32, {count, config().vocab_size});
+  decoder_.logits(logits.tensor(), hidden.tensor());
+  sequence.truncate(before);
+  ContinuationScore score;
+  const auto width = static_cast<size_t>(config().vocab_size);
+  for (size_t i = 0; i < static_cast<size_t>(count); i++) {
+    const std::span<const float> row(logits.tensor().as<float>() + i * width, width);
+    const PlaceLogprobs place = logprobs(row, tokens[i + 1], 1, config().vocab_size);
+    score.logprob += place.chosen.logprob;
+    score.likeliest = score.likeliest && place.top.front().token == tokens[i + 1];
+  }
+  return score;
+}
+
+std::vector<ContinuationScore> Generator::Implementation::score(
+    std::span<const int32_t> context, std::span<const std::vector<int32_t>> continuations) {
+  const auto most = static_cast<size_t>(config().context_length);
+  size_t longest = 1;
+  for (const auto& continuation : continuations) longest = std::max(longest, continuation.size());
+  KvPages pages = one_page(static_cast<int64_t>(std::min(most, context.size() + longest)));
+  KvSequence sequence(pages);
+  size_t kept = 0;  // tokens at the end of the context, of which all but the last are in `sequence`
+  std::vector<ContinuationScore> scores;
+  for (const std::vector<int32_t>& continuation : continuations) {
+    CHECK(!context.empty() && !continuation.empty());
+    if (continuation.size() > most) {
+      throw UsageError("a continuation of {} tokens is longer than the model's context of {}",
+                       continuation.size(), most);
+    }
+    // The last token of a continuation is not fed in: nothing follows it.
+    const size_t size = std::min(context.size(), most + 1 - continuation.size());
+    const auto end = context.last(size);
+    if (size != kept) {
+      sequence.truncate(0);
+      if (size > 1) append(sequence, end.first(size - 1), 0);
+      kept = size;
+    }
+    std::vector<int32_t> tokens = {end.back()};
+    tokens.insert(tokens.end(), continuation.begin(), continuation.end());
+    scores.push_back(score_after(tokens, sequence));
+  }
+  return scores;
+}
 
 Generator::Generator(const Checkpoint& checkpoint, DType precision, Device device)
     : implementation_(std::make_unique<Implementation>(checkpoint, precision, device)) {}
@@ -112,6 +157,11 @@ Completion Generator::generate(const std::string& prompt, const SamplingOptions&
       std::span(&request, 1), BatchLimits(),
       [&](size_t, Completion done) { completion = std::move(done); }, interrupted);
   return completion;
+}
+
+std::vector<ContinuationScore> Generator::score(
+    std::span<const int32_t> context, std::span<const std::vector<int32_t>> continuations) {
+  return implementation_->score(context, continuations);
 }
 
 std::vector<float> Generator::next_token_logits(std::span<const int32_t> tokens) {

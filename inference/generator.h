@@ -65,7 +65,13 @@ struct BatchLimits {
   int64_t kv_cache_bytes = std::numeric_limits<int64_t>::max();  // for their keys and values
 };
 
-// Weights of one model in compute precision, and requests that it continues.
+struct ContinuationScore {
+  double logprob = 0;     // of all its tokens, nats
+  bool likeliest = true;  // each of its tokens is the likeliest in its place
+};
+
+// Weights of one model in compute precision or quantized, requests that it continues, and
+// continuations that it scores.
 class Generator {
  public:
   Generator(const Checkpoint& checkpoint, DType precision, Device device = Device::cpu);
@@ -87,6 +93,12 @@ class Generator {
   Completion generate(const std::string& prompt, const SamplingOptions& options,
                       uint64_t stream_index, const std::function<void(std::string_view)>& on_text,
                       const std::function<bool()>& interrupted = nullptr);
+
+  // How likely each continuation is after the context; neither is empty. Where both do not fit into
+  // the model's context, the context loses its beginning. Throws UsageError for a continuation of
+  // more tokens than the model's context.
+  std::vector<ContinuationScore> score(std::span<const int32_t> context,
+                                       std::span<const std::vector<int32_t>> continuations);
 
   // Logits (V) fp32 of the token after these, for tests and tools.
   std::vector<float> next_token_logits(std::span<const int32_t> tokens);

@@ -121,7 +121,7 @@ template <class T>
 struct GatedPlace {
   int64_t row, column, count;
   __device__ GatedPlace(int64_t n, int64_t width) {
-    const int64_t packs = packs_for(width, Pack<T>::kSize);
+    const int64_t packs = pieces(width, Pack<T>::kSize);
     row = n / packs;
     column = (n - row * packs) * Pack<T>::kSize;
     count = width - column;
@@ -204,7 +204,7 @@ void gated_activation_forward(const Tensor& y, const Tensor& gate_up, Activation
   CHECK(gate_up.cols() == 2 * width && gate_up.rows() == y.rows());
   with_float_type(y.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const int64_t packs = y.rows() * packs_for(width, Pack<T>::kSize);
+    const int64_t packs = y.rows() * pieces(width, Pack<T>::kSize);
     launch({"gated_activation_forward", bytes_of(y, gate_up)}, gated_forward_kernel<T>,
            dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, y.as<T>(), gate_up.as<T>(),
            packs, width, in_packs<T>(width, y.data(), gate_up.data()), activation);
@@ -218,7 +218,7 @@ void gated_activation_backward(const Tensor& dgate_up, const Tensor& dy, const T
   CHECK(dgate_up.size() == gate_up.size());
   with_float_type(dy.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const int64_t packs = dy.rows() * packs_for(width, Pack<T>::kSize);
+    const int64_t packs = dy.rows() * pieces(width, Pack<T>::kSize);
     launch({"gated_activation_backward", bytes_of(dgate_up, dy, gate_up)}, gated_backward_kernel<T>,
            dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, dgate_up.as<T>(),
            dy.as<T>(), gate_up.as<T>(), packs, width,

@@ -11,14 +11,15 @@ namespace {
 
 template <class T>
 LOCKSTEP_CLONES void update_run(T* weights, float* master, float* exp_avg, float* exp_avg_sq,
-                                const float* gradients, const AdamStep& step, int64_t n) {
+                                const float* gradients, const AdamConstants& constants,
+                                const AdamStep& step, int64_t n) {
   const float limit =
-      step.clip_value > 0 ? step.clip_value : std::numeric_limits<float>::infinity();
-  const float added_decay = step.decoupled ? 0.0f : step.weight_decay;
-  const float own_decay = step.decoupled ? step.learning_rate * step.weight_decay : 0.0f;
+      constants.clip_value > 0 ? constants.clip_value : std::numeric_limits<float>::infinity();
+  const float added_decay = constants.decoupled ? 0.0f : constants.weight_decay;
+  const float own_decay = constants.decoupled ? step.learning_rate * constants.weight_decay : 0.0f;
   const float step_size = step.learning_rate / step.bias_correction1;
-  const float factor = step.gradient_factor, epsilon = step.epsilon;
-  const float beta1 = step.beta1, beta2 = step.beta2, correction2 = step.bias_correction2;
+  const float factor = step.gradient_factor, correction2 = step.bias_correction2;
+  const float beta1 = constants.beta1, beta2 = constants.beta2, epsilon = constants.epsilon;
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
     float weight = master[i];
@@ -38,15 +39,18 @@ LOCKSTEP_CLONES void update_run(T* weights, float* master, float* exp_avg, float
 }  // namespace
 
 void adam_update(const Tensor& weights, const Tensor& master, const Tensor& exp_avg,
-                 const Tensor& exp_avg_sq, const Tensor& gradients, const AdamStep& step, Stream&) {
+                 const Tensor& exp_avg_sq, const Tensor& gradients, const AdamConstants& constants,
+                 const AdamStep* step, Stream&) {
   const int64_t n = master.size();
   CHECK(weights.size() == n && exp_avg.size() == n && exp_avg_sq.size() == n &&
         gradients.size() == n);
+  if (step->skipped) return;
   with_float_type(weights.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     parallel_for(n, kElementGrain, [&](int64_t begin, int64_t end) {
       update_run(weights.as<T>() + begin, master.as<float>() + begin, exp_avg.as<float>() + begin,
-                 exp_avg_sq.as<float>() + begin, gradients.as<float>() + begin, step, end - begin);
+                 exp_avg_sq.as<float>() + begin, gradients.as<float>() + begin, constants, *step,
+                 end - begin);
     });
   });
 }

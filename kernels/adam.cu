@@ -1,4 +1,4 @@
-#include <limits>
+#include <cmath>
 
 #include "kernels/adam.h"
 #include "kernels/cuda/device.cuh"
@@ -12,16 +12,16 @@ constexpr int kGroup = 4;  // parameters of a thread
 // What the formula needs of a step, worked out as the CPU does.
 struct Factors {
   float gradient, limit, added_decay, own_decay, step_size, beta1, beta2, correction2, epsilon;
-  explicit Factors(const AdamStep& step)
+  __device__ Factors(const AdamConstants& constants, const AdamStep& step)
       : gradient(step.gradient_factor),
-        limit(step.clip_value > 0 ? step.clip_value : std::numeric_limits<float>::infinity()),
-        added_decay(step.decoupled ? 0.0f : step.weight_decay),
-        own_decay(step.decoupled ? step.learning_rate * step.weight_decay : 0.0f),
+        limit(constants.clip_value > 0 ? constants.clip_value : INFINITY),
+        added_decay(constants.decoupled ? 0.0f : constants.weight_decay),
+        own_decay(constants.decoupled ? step.learning_rate * constants.weight_decay : 0.0f),
         step_size(step.learning_rate / step.bias_correction1),
-        beta1(step.beta1),
-        beta2(step.beta2),
+        beta1(constants.beta1),
+        beta2(constants.beta2),
         correction2(step.bias_correction2),
-        epsilon(step.epsilon) {}
+        epsilon(constants.epsilon) {}
 };
 
 struct Parameter {
@@ -73,7 +73,10 @@ __device__ void update_group(T* weights, float* master, float* exp_avg, float* e
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     update_kernel(T* weights, float* master, float* exp_avg, float* exp_avg_sq,
-                  const float* gradients, int64_t count, int lead, bool whole, Factors factors) {
+                  const float* gradients, int64_t count, int lead, bool whole,
+                  const AdamConstants constants, const AdamStep* __restrict__ step) {
+  if (step->skipped) return;
+  const Factors factors(constants, *step);
   const int64_t begin = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kGroup - lead;
   if (whole && begin >= 0 && begin + kGroup <= count) {
     update_group(weights + begin, master + begin, exp_avg + begin, exp_avg_sq + begin,
@@ -99,8 +102,8 @@ int elements_past_group(const T* data) {
 }  // namespace
 
 void adam_update(const Tensor& weights, const Tensor& master, const Tensor& exp_avg,
-                 const Tensor& exp_avg_sq, const Tensor& gradients, const AdamStep& step,
-                 Stream& stream) {
+                 const Tensor& exp_avg_sq, const Tensor& gradients, const AdamConstants& constants,
+                 const AdamStep* step, Stream& stream) {
   const int64_t n = master.size();
   CHECK(weights.size() == n && exp_avg.size() == n && exp_avg_sq.size() == n &&
         gradients.size() == n);
@@ -117,7 +120,7 @@ void adam_update(const Tensor& weights, const Tensor& master, const Tensor& exp_
     const double moved = 2 * bytes_of(master, exp_avg, exp_avg_sq) + bytes_of(gradients);
     launch({"adam_update", moved + published}, update_kernel<T>, dim3(blocks_for(groups, kThreads)),
            dim3(kThreads), 0, stream, weights.as<T>(), master.as<float>(), exp_avg.as<float>(),
-           exp_avg_sq.as<float>(), gradients.as<float>(), n, lead, whole, Factors(step));
+           exp_avg_sq.as<float>(), gradients.as<float>(), n, lead, whole, constants, step);
   });
 }
 

@@ -15,15 +15,20 @@
 //   weights = master, rounded
 namespace lockstep::kernels {
 
+struct AdamConstants {
+  float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f;
+  float weight_decay = 0;  // of this run of parameters
+  bool decoupled = true;   // AdamW
+  float clip_value = 0;    // 0: none
+};
+
+// What is another at each step, in the memory of the device that updates.
 struct AdamStep {
   float learning_rate = 0;
-  float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f;
-  float weight_decay = 0;      // of this run of parameters
-  bool decoupled = true;       // AdamW
   float bias_correction1 = 1;  // 1 - beta1^updates
   float bias_correction2 = 1;  // 1 - beta2^updates
   float gradient_factor = 1;   // undoes the loss scale and clips by norm
-  float clip_value = 0;        // 0: none
+  int32_t skipped = 0;         // 1: there is no update, and nothing is written
 };
 
 }  // namespace lockstep::kernels
@@ -31,10 +36,10 @@ struct AdamStep {
 namespace lockstep::kernels::cpu {
 
 // Updates master, exp_avg and exp_avg_sq (n), all fp32, and writes weights (n) in their dtype;
-// weights may be master itself. gradients (n) fp32.
+// weights may be master itself. gradients (n) fp32. step: one.
 void adam_update(const Tensor& weights, const Tensor& master, const Tensor& exp_avg,
-                 const Tensor& exp_avg_sq, const Tensor& gradients, const AdamStep& step,
-                 Stream& stream);
+                 const Tensor& exp_avg_sq, const Tensor& gradients, const AdamConstants& constants,
+                 const AdamStep* step, Stream& stream);
 
 }  // namespace lockstep::kernels::cpu
 
@@ -45,13 +50,14 @@ decltype(cpu::adam_update) adam_update;
 namespace lockstep::kernels {
 
 inline void adam_update(const Tensor& weights, const Tensor& master, const Tensor& exp_avg,
-                        const Tensor& exp_avg_sq, const Tensor& gradients, const AdamStep& step,
-                        Stream& stream) {
+                        const Tensor& exp_avg_sq, const Tensor& gradients,
+                        const AdamConstants& constants, const AdamStep* step, Stream& stream) {
   if constexpr (kCudaIsBuilt) {
     if (stream.device() == Device::cuda)
-      return cuda::adam_update(weights, master, exp_avg, exp_avg_sq, gradients, step, stream);
+      return cuda::adam_update(weights, master, exp_avg, exp_avg_sq, gradients, constants, step,
+                               stream);
   }
-  return cpu::adam_update(weights, master, exp_avg, exp_avg_sq, gradients, step, stream);
+  return cpu::adam_update(weights, master, exp_avg, exp_avg_sq, gradients, constants, step, stream);
 }
 
 }  // namespace lockstep::kernels

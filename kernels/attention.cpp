@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/range.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/dots.h"
@@ -429,7 +430,7 @@ void attention_forward(const Tensor& y, const Tensor& lse, const Tensor& qkv, co
   const int64_t sequences = qkv.dim(0), tokens = qkv.dim(1);
   const int64_t group = heads.num_heads / heads.num_kv_heads;
   const int64_t kv_heads = sequences * heads.num_kv_heads;
-  const int64_t segments = (tokens + kSegment - 1) / kSegment;
+  const int64_t segments = pieces(tokens, kSegment);
   // The longest segments first, so that threads end together.
   parallel_for(segments * kv_heads, 1, [&](int64_t task, int64_t) {
     const int64_t segment = segments - 1 - task / kv_heads;
@@ -480,10 +481,10 @@ void attention_with_cache(const Tensor& y, const Tensor& qkv, const Heads& heads
   };
 
   if (rows == Rows::one_by_one) {
-    const std::vector<CachedPiece> pieces = cut(sequences, 1);
-    const auto count = static_cast<int64_t>(pieces.size());
+    const std::vector<CachedPiece> queries = cut(sequences, 1);
+    const auto count = static_cast<int64_t>(queries.size());
     parallel_for(count * heads.num_heads, 1, [&](int64_t task, int64_t) {
-      const CachedPiece& piece = pieces[task / heads.num_heads];
+      const CachedPiece& piece = queries[task / heads.num_heads];
       const int64_t head = task % heads.num_heads;
       const QueryHead of_head = query(piece, head);
       with_float_type(qkv.dtype(), [&](auto tag) {
@@ -494,15 +495,16 @@ void attention_with_cache(const Tensor& y, const Tensor& qkv, const Heads& heads
     });
     return;
   }
-  const std::vector<CachedPiece> pieces = cut(sequences, kSegment);
-  const auto count = static_cast<int64_t>(pieces.size());
+  const std::vector<CachedPiece> segments = cut(sequences, kSegment);
+  const auto count = static_cast<int64_t>(segments.size());
   parallel_for(count * heads.num_kv_heads, 1, [&](int64_t task, int64_t) {
-    const auto& [sequence, first_row, begin, end] = pieces[task / heads.num_kv_heads];
+    const CachedPiece& segment = segments[task / heads.num_kv_heads];
+    const auto& [sequence, first_row, begin, end] = segment;
     const int64_t kv = task % heads.num_kv_heads;
     const KeysAndValues gathered = pages.gather(*sequence, kv, sequence->position + end);
     for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
-      attend_segment(query(pieces[task / heads.num_kv_heads], head), gathered, begin, end,
-                     sequence->position, score_scale(heads));
+      attend_segment(query(segment, head), gathered, begin, end, sequence->position,
+                     score_scale(heads));
     }
   });
 }

@@ -128,7 +128,7 @@ void forward(const HeadRows<T>& y, float* lse, const HeadRows<const T>& q,
              int64_t position, const DropoutMask& mask, Stream& stream) {
   with_head_dim(sizes.head_dim, [&](auto head_dim) {
     constexpr int kHeadDim = decltype(head_dim)::value;
-    const int64_t tiles = (sizes.tokens + Tiles<kHeadDim>::kRows - 1) / Tiles<kHeadDim>::kRows;
+    const int64_t tiles = pieces(sizes.tokens, Tiles<kHeadDim>::kRows);
     // Queries and outputs, and the keys and values up to the last query's.
     const auto rows = static_cast<double>(sizes.sequences * sizes.head_dim) *
                       (2.0 * static_cast<double>(sizes.tokens) * sizes.num_heads +
@@ -167,14 +167,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t token = is_value ? row - sizes.tokens : row;
   const Pack<T> pack = load_pack((is_value ? v : k).at(0, head, token), d, sizes);
   T* to = (is_value ? value_cache : key_cache).at(0, head, position + token) + d;
-  if (sizes.in_packs) {
-    *reinterpret_cast<Pack<T>*>(to) = pack;
-  } else {
-#pragma unroll
-    for (int i = 0; i < Pack<T>::kSize; i++) {
-      if (d + i < sizes.head_dim) to[i] = pack.value[i];
-    }
-  }
+  store_pack(to, pack, sizes.head_dim - d, sizes.in_packs);
 }
 
 // scores[u] = query . k[u] for `count` keys: kLanes threads a key.
@@ -327,7 +320,7 @@ void attend_sequence(const Tensor& y, const Tensor& qkv, const Heads& heads,
   const HeadRows<T> keys{key_cache, 0, head_size, head_dim};
   const HeadRows<T> values{value_cache, 0, head_size, head_dim};
   const HeadRows<T> outputs = output_rows(y.as<T>(), tokens, heads);
-  const int64_t packs = (head_dim + Pack<T>::kSize - 1) / Pack<T>::kSize;
+  const int64_t packs = pieces(head_dim, Pack<T>::kSize);
   const auto new_bytes =
       static_cast<double>(4 * tokens * heads.num_kv_heads * head_dim) * sizeof(T);
   launch({"attention_extend_cache", new_bytes}, extend_kernel<T>,

@@ -87,11 +87,12 @@ void classifier_loss(const Tensor& losses, const Tensor& x, const Tensor& weight
 
 void classifier_loss_and_gradient(const Tensor& losses, const Tensor& dx, const Tensor& dweight,
                                   const Tensor& x, const Tensor& weight, const Tensor& targets,
-                                  float scale, Stream&) {
+                                  const float* scale_there, Stream&) {
   check_shapes(losses, x, weight, targets);
   CHECK(dx.size() == x.size() && dx.dtype() == x.dtype() && dweight.size() == weight.size() &&
         dweight.dtype() == DType::fp32);
   static thread_local Scratch narrowed;
+  const float scale = *scale_there;
   const int64_t vocab_size = weight.rows(), channels = x.cols();
   const Tensor x_rows = x.reshape({x.rows(), channels}), dx_rows = dx.reshape(x_rows.shape());
   for_chunks(x, weight, [&](int64_t first, int64_t end, const Tensor& logits) {

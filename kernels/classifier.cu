@@ -52,7 +52,8 @@ __device__ void add(Exponentials& so_far, const float (&x)[kSize]) {
 template <class T, int kThreads>
 __global__ void __launch_bounds__(kThreads)
     loss_kernel(float* __restrict__ losses, T* gradient, const float* logits,
-                const int32_t* __restrict__ targets, int vocab_size, int64_t stride, float scale) {
+                const int32_t* __restrict__ targets, int vocab_size, int64_t stride,
+                const float* __restrict__ scale_there) {
   constexpr int kSize = Pack<T>::kSize;
   __shared__ float scratch[2][kThreads / kWarpSize];
   const int64_t row = blockIdx.x;
@@ -85,6 +86,7 @@ __global__ void __launch_bounds__(kThreads)
   if (thread == 0) losses[row] = logf(sum) + (most - target_logit);
   if (gradient == nullptr) return;
 
+  const float scale = *scale_there;
   const float factor = valid ? scale / sum : NAN;
 #pragma unroll 2
   for (int v = thread * kSize; v < vocab_size; v += kThreads * kSize) {
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Without a gradient: an empty one.
 void rows_of_chunk(const Tensor& losses, const Matrix& gradient, const Matrix& logits,
-                   const Tensor& targets, float scale, Stream& stream) {
+                   const Tensor& targets, const float* scale, Stream& stream) {
   const auto vocab_size = static_cast<int>(logits.cols);
   with_float_type(gradient.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -129,11 +131,12 @@ void check_shapes(const Tensor& losses, const Tensor& x, const Tensor& weight,
 }
 
 // Writes losses and calls body(first, end, gradient of the logits) for each chunk; the gradient is
-// none unless it is asked for.
+// none where there is no scale.
 template <class Body>
 void for_chunks(const Tensor& losses, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                bool with_gradient, float scale, Stream& stream, Body body) {
+                const float* scale, Stream& stream, Body body) {
   const int64_t rows = x.rows(), vocab_size = weight.rows();
+  const bool with_gradient = scale != nullptr;
   if (rows == 0) return;
   const ClassifierChunk chunk(rows, vocab_size, x.dtype(), with_gradient);
   auto* memory = static_cast<char*>(stream.workspace(chunk.total_bytes(), Workspace::classifier));
@@ -160,18 +163,18 @@ void for_chunks(const Tensor& losses, const Tensor& x, const Tensor& weight, con
 void classifier_loss(const Tensor& losses, const Tensor& x, const Tensor& weight,
                      const Tensor& targets, Stream& stream) {
   check_shapes(losses, x, weight, targets);
-  for_chunks(losses, x, weight, targets, false, 1, stream, [](int64_t, int64_t, const Matrix&) {});
+  for_chunks(losses, x, weight, targets, nullptr, stream, [](int64_t, int64_t, const Matrix&) {});
 }
 
 void classifier_loss_and_gradient(const Tensor& losses, const Tensor& dx, const Tensor& dweight,
                                   const Tensor& x, const Tensor& weight, const Tensor& targets,
-                                  float scale, Stream& stream) {
+                                  const float* scale, Stream& stream) {
   check_shapes(losses, x, weight, targets);
   CHECK(dx.size() == x.size() && dx.dtype() == x.dtype() && dweight.size() == weight.size() &&
         dweight.dtype() == DType::fp32);
   const Shape rows{x.rows(), x.cols()};
   const Tensor x_rows = x.reshape(rows), dx_rows = dx.reshape(rows);
-  for_chunks(losses, x, weight, targets, true, scale, stream,
+  for_chunks(losses, x, weight, targets, scale, stream,
              [&](int64_t first, int64_t end, const Matrix& dlogits) {
                product(matrix(dx_rows.slice(first, end)), {dlogits}, {matrix(weight)}, Tensor(),
                        Into::overwrite, stream);

@@ -18,10 +18,11 @@ void classifier_loss(const Tensor& losses, const Tensor& x, const Tensor& weight
                      const Tensor& targets, Stream& stream);
 
 // Writes losses (N) and dx (N, C), adds to dweight (V, C) fp32: the gradient of scale * sum losses.
+// scale: one number, in the memory of the device that computes.
 //   dlogits[n,v] = scale * (exp(logits[n,v] - lse[n]) - [v == targets[n]])
 void classifier_loss_and_gradient(const Tensor& losses, const Tensor& dx, const Tensor& dweight,
                                   const Tensor& x, const Tensor& weight, const Tensor& targets,
-                                  float scale, Stream& stream);
+                                  const float* scale, Stream& stream);
 
 // Writes logits (N, V) fp32: generation needs them whole, for few rows, which go one by one
 // (kernels/matmul.h).
@@ -48,8 +49,8 @@ inline void classifier_loss(const Tensor& losses, const Tensor& x, const Tensor&
 
 inline void classifier_loss_and_gradient(const Tensor& losses, const Tensor& dx,
                                          const Tensor& dweight, const Tensor& x,
-                                         const Tensor& weight, const Tensor& targets, float scale,
-                                         Stream& stream) {
+                                         const Tensor& weight, const Tensor& targets,
+                                         const float* scale, Stream& stream) {
   if constexpr (kCudaIsBuilt) {
     if (stream.device() == Device::cuda)
       return cuda::classifier_loss_and_gradient(losses, dx, dweight, x, weight, targets, scale,

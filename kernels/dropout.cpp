@@ -17,12 +17,6 @@ LOCKSTEP_CLONES void scale_run(T* out, const T* x, const float* factors, int64_t
 }
 
 template <class T>
-LOCKSTEP_CLONES void add_run(T* out, const T* residual, const T* x, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) out[i] = from_float<T>(to_float(residual[i]) + to_float(x[i]));
-}
-
-template <class T>
 LOCKSTEP_CLONES void add_scaled_run(T* out, const T* residual, const T* x, const float* factors,
                                     int64_t n) {
 #pragma omp simd

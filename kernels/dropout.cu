@@ -20,11 +20,12 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t at = sequence * length + place, count = length - place;
   const Pack<T> values = load_pack(x + at, count, whole);
   const Pack<T> kept = residual == nullptr ? Pack<T>{} : load_pack(residual + at, count, whole);
+  const uint64_t key = mask.active() ? mask.key() : 0;
   Pack<T> sum;
 #pragma unroll
   for (int quad = 0; quad < Pack<T>::kSize / 4; quad++) {
     PhiloxCounter words{};
-    if (mask.active()) words = mask.words(static_cast<uint32_t>(sequence), place / 4 + quad);
+    if (mask.active()) words = mask.words(key, static_cast<uint32_t>(sequence), place / 4 + quad);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       const int i = 4 * quad + j;
@@ -42,13 +43,12 @@ void add_dropped(const Tensor& out, const Tensor& residual, const Tensor& x,
   const int64_t sequences = x.dim(0), length = sequences == 0 ? 0 : x.size() / sequences;
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const int64_t packs = packs_for(length, Pack<T>::kSize);
+    const int64_t packs = pieces(length, Pack<T>::kSize);
     launch({residual.empty() ? "dropout" : "residual_add", bytes_of(out, residual, x)},
            add_dropped_kernel<T>, dim3(blocks_for(sequences * packs, kThreads)), dim3(kThreads), 0,
-           stream, out.as<T>(), residual.empty() ? nullptr : residual.as<T>(), x.as<T>(),
-           sequences * packs, packs, length,
-           in_packs<T>(length, out.data(), residual.data(), x.data()), mask, mask.threshold(),
-           mask.scale());
+           stream, out.as<T>(), data_or_null<T>(residual), x.as<T>(), sequences * packs, packs,
+           length, in_packs<T>(length, out.data(), residual.data(), x.data()), mask,
+           mask.threshold(), mask.scale());
   });
 }
 

@@ -11,17 +11,19 @@ namespace lockstep::kernels {
 struct DropoutMask {
   float probability = 0;  // of dropping, in [0, 1); 0: no dropout
   uint64_t seed = 0;      // of the run
-  uint64_t step = 0;
+  // In the memory of the device that computes, so that a captured graph serves all steps; read
+  // where the mask is active.
+  const uint64_t* step = nullptr;
   uint32_t first_sequence = 0;  // place in the global batch of the tensor's first sequence
   uint32_t site = 0;            // which dropout of the model; each has its own numbers
 
   constexpr bool active() const { return probability > 0; }
   constexpr float scale() const { return 1.0f / (1.0f - probability); }
 
-  // Random words for places [4 * quad, 4 * quad + 4) of sequence `sequence` of the tensor; the
-  // place is kept when its word is at least threshold().
-  constexpr PhiloxCounter words(uint32_t sequence, uint64_t quad) const {
-    const uint64_t key = seed ^ (step * 0x9E3779B97F4A7C15ull);
+  constexpr uint64_t key() const { return seed ^ (*step * 0x9E3779B97F4A7C15ull); }
+  // Random words for places [4 * quad, 4 * quad + 4) of sequence `sequence` of the tensor, with the
+  // mask's key(); the place is kept when its word is at least threshold().
+  constexpr PhiloxCounter words(uint64_t key, uint32_t sequence, uint64_t quad) const {
     return philox({static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32) ^ (site << 8),
                    first_sequence + sequence, 0xD509u},
                   philox_key(key));

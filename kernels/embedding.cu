@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads)
                    int64_t packs, int64_t vocab, int64_t length, int64_t channels, bool whole) {
   const int64_t n = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (n >= packs) return;
-  const int64_t packs_of_row = packs_for(channels, Pack<T>::kSize);
+  const int64_t packs_of_row = pieces(channels, Pack<T>::kSize);
   const int64_t place = n / packs_of_row;
   const int64_t channel = (n - place * packs_of_row) * Pack<T>::kSize, count = channels - channel;
   const int64_t token = tokens[place];
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kThreads)
                          int64_t length, int64_t channels, bool whole) {
   const int64_t n = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (n >= packs) return;
-  const int64_t packs_of_row = packs_for(channels, Pack<T>::kSize);
+  const int64_t packs_of_row = pieces(channels, Pack<T>::kSize);
   const int64_t position = n / packs_of_row;
   const int64_t channel = (n - position * packs_of_row) * Pack<T>::kSize;
   const int64_t at = position * channels + channel, rest = channels - channel;
@@ -201,7 +201,7 @@ void embedding_forward(const Tensor& y, const Tensor& tokens, const Tensor& toke
     using T = typename decltype(tag)::type;
     const T* positions =
         position_table.empty() ? nullptr : position_table.as<T>() + first_position * channels;
-    const int64_t packs = tokens.size() * packs_for(channels, Pack<T>::kSize);
+    const int64_t packs = tokens.size() * pieces(channels, Pack<T>::kSize);
     // Rows of the tables that several tokens share come from memory once.
     const double position_bytes =
         positions == nullptr ? 0 : static_cast<double>(length * channels) * sizeof(T);
@@ -227,7 +227,7 @@ void embedding_backward(const Tensor& dtoken_table, const Tensor& dposition_tabl
   const uint64_t* sorted = sort_tokens(scratch, tokens.as<int32_t>(), batch_tokens, stream);
   with_float_type(dy.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const int64_t packs = packs_for(channels, Pack<T>::kSize);
+    const int64_t packs = pieces(channels, Pack<T>::kSize);
     // At most: a token that comes again has its row read and written once.
     const int64_t touched = std::min(batch_tokens, dtoken_table.rows());
     const auto sums_bytes = static_cast<double>(2 * touched * channels) * sizeof(float);

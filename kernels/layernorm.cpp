@@ -54,12 +54,14 @@ LOCKSTEP_CLONES void backward_row(T* dx, float* dgain, float* dbias, const T* dy
 }
 
 template <class T>
-void forward(T* y, float* mean, float* rstd, const T* x, const T* gain, const T* bias, int64_t rows,
-             int64_t channels, float epsilon) {
+void forward(T* y, float* mean, float* rstd, const T* x, const T* added, T* sum, const T* gain,
+             const T* bias, int64_t rows, int64_t channels, float epsilon) {
   parallel_for(rows, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; n++) {
-      forward_row(y + n * channels, mean + n, rstd + n, x + n * channels, gain, bias, channels,
-                  epsilon);
+      const int64_t at = n * channels;
+      if (added != nullptr) add_run(sum + at, x + at, added + at, channels);
+      const T* row = added == nullptr ? x + at : sum + at;
+      forward_row(y + at, mean + n, rstd + n, row, gain, bias, channels, epsilon);
     }
   });
 }
@@ -83,13 +85,16 @@ void backward(T* dx, float* dgain, float* dbias, const T* dy, const T* x, const 
 }  // namespace
 
 void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x,
-                       const Tensor& gain, const Tensor& bias, float epsilon, Stream&) {
-  CHECK(y.size() == x.size() && mean.size() == x.rows() && rstd.size() == x.rows());
+                       const ResidualSum& residual, const Tensor& gain, const Tensor& bias,
+                       float epsilon, Stream&) {
+  CHECK(residual.fits(x) && y.size() == x.size() && mean.size() == x.rows() &&
+        rstd.size() == x.rows());
   CHECK(gain.size() == x.cols() && bias.size() == x.cols());
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    forward(y.as<T>(), mean.as<float>(), rstd.as<float>(), x.as<T>(), gain.as<T>(), bias.as<T>(),
-            x.rows(), x.cols(), epsilon);
+    forward(y.as<T>(), mean.as<float>(), rstd.as<float>(), x.as<T>(),
+            data_or_null<T>(residual.added), data_or_null<T>(residual.sum), gain.as<T>(),
+            bias.as<T>(), x.rows(), x.cols(), epsilon);
   });
 }
 

@@ -10,12 +10,15 @@ constexpr int kPacks = 4;  // of a row, that a thread keeps
 template <class T, class Share>
 __global__ void __launch_bounds__(kRowThreads)
     forward_kernel(T* y, float* __restrict__ mean, float* __restrict__ rstd, const T* x,
-                   const T* __restrict__ gain, const T* __restrict__ bias, int64_t rows,
-                   Share share, float epsilon) {
+                   const T* added, T* sum_rows, const T* __restrict__ gain,
+                   const T* __restrict__ bias, int64_t rows, Share share, float epsilon) {
   __shared__ float scratch[2][1][Share::kWarpsOfTeam];
   const int64_t row = int64_t{blockIdx.x} * Share::kTeams + Share::team();
   if (row >= rows) return;
-  const HeldRow<T, Share> held(share, x + row * share.channels);
+  const int64_t at = row * share.channels;
+  const HeldRow<T, Share> held = added == nullptr
+                                     ? HeldRow<T, Share>(share, x + at)
+                                     : HeldRow<T, Share>(share, sum_rows + at, x + at, added + at);
   const float count = static_cast<float>(share.channels);
 
   float sum[1] = {0};
@@ -53,7 +56,7 @@ __global__ void __launch_bounds__(kRowThreads)
       out.value[i] = rounded<T>((widened(xs.value[i]) - m) * r * widened(gains.value[i]) +
                                 widened(biases.value[i]));
     }
-    share.store(y + row * share.channels, k, out);
+    share.store(y + at, k, out);
   }
   if (threadIdx.x % Share::kThreads == 0) mean[row] = m, rstd[row] = r;
 }
@@ -111,8 +114,10 @@ __global__ void __launch_bounds__(kRowThreads, 3)
 }  // namespace
 
 void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x,
-                       const Tensor& gain, const Tensor& bias, float epsilon, Stream& stream) {
+                       const ResidualSum& residual, const Tensor& gain, const Tensor& bias,
+                       float epsilon, Stream& stream) {
   const int64_t rows = x.rows(), channels = x.cols();
+  CHECK(residual.fits(x));
   CHECK(y.size() == x.size() && mean.size() == rows && rstd.size() == rows);
   CHECK(gain.size() == channels && bias.size() == channels);
   with_float_type(x.dtype(), [&](auto tag) {
@@ -120,10 +125,13 @@ void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, 
     with_row_share<T, kPacks>(channels, [&](auto share) {
       using Share = decltype(share);
       share.channels = static_cast<int>(channels);
-      share.whole = in_packs<T>(channels, y.data(), x.data(), gain.data(), bias.data());
-      launch({"layernorm_forward", bytes_of(y, mean, rstd, x, gain, bias)},
+      share.whole = in_packs<T>(channels, y.data(), x.data(), residual.added.data(),
+                                residual.sum.data(), gain.data(), bias.data());
+      launch({"layernorm_forward",
+              bytes_of(y, mean, rstd, x, residual.added, residual.sum, gain, bias)},
              forward_kernel<T, Share>, dim3(blocks_for(rows, Share::kTeams)), dim3(kRowThreads), 0,
-             stream, y.as<T>(), mean.as<float>(), rstd.as<float>(), x.as<T>(), gain.as<T>(),
+             stream, y.as<T>(), mean.as<float>(), rstd.as<float>(), x.as<T>(),
+             data_or_null<T>(residual.added), data_or_null<T>(residual.sum), gain.as<T>(),
              bias.as<T>(), rows, share, epsilon);
     });
   });

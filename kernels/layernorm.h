@@ -1,6 +1,7 @@
 #pragma once
 #include "core/device.h"
 #include "core/tensor.h"
+#include "kernels/residual_sum.h"
 
 // Layer normalisation of each row (Ba, Kiros & Hinton, 2016).
 //
@@ -12,9 +13,10 @@
 // row's result does not depend on the other rows.
 namespace lockstep::kernels::cpu {
 
-// Writes y (N, C), mean (N) and rstd (N); y may be x.
+// Writes y (N, C), mean (N) and rstd (N), and the residual's sum; y may be x, but not the sum.
 void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x,
-                       const Tensor& gain, const Tensor& bias, float epsilon, Stream& stream);
+                       const ResidualSum& residual, const Tensor& gain, const Tensor& bias,
+                       float epsilon, Stream& stream);
 
 // Adds to dx (N, C), dgain (C) and dbias (C); reads mean and rstd as forward left them.
 //
@@ -35,13 +37,13 @@ decltype(cpu::layernorm_backward) layernorm_backward;
 namespace lockstep::kernels {
 
 inline void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd,
-                              const Tensor& x, const Tensor& gain, const Tensor& bias,
-                              float epsilon, Stream& stream) {
+                              const Tensor& x, const ResidualSum& residual, const Tensor& gain,
+                              const Tensor& bias, float epsilon, Stream& stream) {
   if constexpr (kCudaIsBuilt) {
     if (stream.device() == Device::cuda)
-      return cuda::layernorm_forward(y, mean, rstd, x, gain, bias, epsilon, stream);
+      return cuda::layernorm_forward(y, mean, rstd, x, residual, gain, bias, epsilon, stream);
   }
-  return cpu::layernorm_forward(y, mean, rstd, x, gain, bias, epsilon, stream);
+  return cpu::layernorm_forward(y, mean, rstd, x, residual, gain, bias, epsilon, stream);
 }
 
 inline void layernorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dbias,

@@ -48,6 +48,8 @@ double measured_product_rate(DType dtype, Device device) {
   constexpr int64_t kLargest = 8192;
   double best = 0;
   for (int64_t size = 1024; size <= kLargest; size *= 2) {
+    const int64_t needed = 3 * size * size * size_bytes(dtype);
+    if (best > 0 && needed > free_gpu_memory() / 4) break;
     Products products(size, dtype, device);
     const auto begin = Clock::now();
     double shortest = products.seconds_of_one();  // the first one prepares itself

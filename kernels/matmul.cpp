@@ -83,8 +83,8 @@ void linear_forward_one_by_one(const Tensor& y, const Tensor& x, const Tensor& w
   check_forward(y, x, weight, bias);
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    forward_one_by_one(y, x.as<T>(), weight.as<T>(), bias.empty() ? nullptr : bias.as<T>(),
-                       x.rows(), x.cols(), y.cols());
+    forward_one_by_one(y, x.as<T>(), weight.as<T>(), data_or_null<T>(bias), x.rows(), x.cols(),
+                       y.cols());
   });
 }
 
@@ -103,6 +103,19 @@ void linear_backward_weight(const Tensor& dweight, const Tensor& dbias, const Te
   CHECK(dy.dtype() == x.dtype() && dweight.dtype() == DType::fp32);
   product_over_rows(dweight, dy, x);
   if (!dbias.empty()) bias_gradient(dbias, dy);
+}
+
+void linear_activation_forward(const Tensor& y, const Tensor& z, const Tensor& x,
+                               const Tensor& weight, const Tensor& bias, Activation activation,
+                               Stream& stream) {
+  linear_forward(z, x, weight, bias, stream);
+  cpu::activation_forward(y, z, activation, stream);
+}
+
+void linear_activation_backward_input(const Tensor& dz, const Tensor& dy, const Tensor& weight,
+                                      const Tensor& z, Activation activation, Stream& stream) {
+  linear_backward_input(dz, dy, weight, stream);
+  cpu::activation_backward(dz, dz, z, activation, stream);
 }
 
 }  // namespace lockstep::kernels::cpu

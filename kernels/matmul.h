@@ -1,6 +1,7 @@
 #pragma once
 #include "core/device.h"
 #include "core/tensor.h"
+#include "kernels/activation.h"
 
 // Products with a weight matrix: the three that a linear layer needs.
 //
@@ -9,9 +10,15 @@
 //   backward, weight: dweight[o,i] += sum_n dy[n,o] * x[n,i]
 //                     dbias[o]     += sum_n dy[n,o]
 //
-// N rows (tokens, B*T), I inputs, O outputs. x, y, dx, dy, weight and bias share one dtype; dweight
-// and dbias are fp32. Products of bf16 and fp16 are added up in fp32; where the machine has no
-// fast product of the type, operands are widened and multiplied in fp32. Work is cut into pieces
+// and the first two with an activation f (activation.h) on the side of O in the first, of I in the
+// second, where the device can do both at once:
+//
+//   forward:          z[n,o]        = sum_i x[n,i] * weight[o,i] + bias[o],  y[n,o] = f(z[n,o])
+//   backward, input:  dz[n,i]       = f'(z[n,i]) * sum_o dy[n,o] * weight[o,i]
+//
+// N rows (tokens, B*T), I inputs, O outputs. x, y, z, dx, dy, dz, weight and bias share one dtype;
+// dweight and dbias are fp32. Products of bf16 and fp16 are added up in fp32; where the machine has
+// no fast product of the type, operands are widened and multiplied in fp32. Work is cut into pieces
 // that depend on the shape alone, each computed by one thread: the same bits for any number of
 // threads. On the CPU a row of y has the same bits whatever the other rows are, and however many.
 namespace lockstep::kernels {
@@ -42,6 +49,16 @@ void linear_backward_input(const Tensor& dx, const Tensor& dy, const Tensor& wei
 void linear_backward_weight(const Tensor& dweight, const Tensor& dbias, const Tensor& dy,
                             const Tensor& x, Stream& stream);
 
+// Writes z (N, O) and y (N, O). bias may be empty. Whether y is made of z as it is stored or before
+// it is rounded is up to the device; always the same for the same shapes.
+void linear_activation_forward(const Tensor& y, const Tensor& z, const Tensor& x,
+                               const Tensor& weight, const Tensor& bias, Activation activation,
+                               Stream& stream);
+
+// Writes dz (N, I); z (N, I) as linear_activation_forward left it.
+void linear_activation_backward_input(const Tensor& dz, const Tensor& dy, const Tensor& weight,
+                                      const Tensor& z, Activation activation, Stream& stream);
+
 // Whether the machine multiplies this type faster than fp32, by an instruction of its own.
 bool has_fast_product(DType dtype);
 
@@ -51,6 +68,8 @@ namespace lockstep::kernels::cuda {
 decltype(cpu::linear_forward) linear_forward;
 decltype(cpu::linear_backward_input) linear_backward_input;
 decltype(cpu::linear_backward_weight) linear_backward_weight;
+decltype(cpu::linear_activation_forward) linear_activation_forward;
+decltype(cpu::linear_activation_backward_input) linear_activation_backward_input;
 }  // namespace lockstep::kernels::cuda
 
 namespace lockstep::kernels {
@@ -87,6 +106,36 @@ inline void linear_backward_weight(const Tensor& dweight, const Tensor& dbias, c
       return cuda::linear_backward_weight(dweight, dbias, dy, x, stream);
   }
   return cpu::linear_backward_weight(dweight, dbias, dy, x, stream);
+}
+
+inline void linear_activation_forward(const Tensor& y, const Tensor& z, const Tensor& x,
+                                      const Tensor& weight, const Tensor& bias,
+                                      Activation activation, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::linear_activation_forward(y, z, x, weight, bias, activation, stream);
+  }
+  return cpu::linear_activation_forward(y, z, x, weight, bias, activation, stream);
+}
+
+inline void linear_activation_forward(const Tensor& y, const Tensor& z, const Tensor& x,
+                                      const Tensor& weight, const Tensor& bias,
+                                      Activation activation, Rows rows, Stream& stream) {
+  if (rows == Rows::in_tiles || stream.device() != Device::cpu) {
+    return linear_activation_forward(y, z, x, weight, bias, activation, stream);
+  }
+  cpu::linear_forward_one_by_one(z, x, weight, bias, stream);
+  cpu::activation_forward(y, z, activation, stream);
+}
+
+inline void linear_activation_backward_input(const Tensor& dz, const Tensor& dy,
+                                             const Tensor& weight, const Tensor& z,
+                                             Activation activation, Stream& stream) {
+  if constexpr (kCudaIsBuilt) {
+    if (stream.device() == Device::cuda)
+      return cuda::linear_activation_backward_input(dz, dy, weight, z, activation, stream);
+  }
+  return cpu::linear_activation_backward_input(dz, dy, weight, z, activation, stream);
 }
 
 }  // namespace lockstep::kernels

@@ -137,7 +137,7 @@ void ordered_sum(const Tensor& out, std::span<const Tensor> terms,
   for (const Tensor& term : terms) CHECK(term.size() == n && term.dtype() == dtype);
   CHECK(out.empty() || (out.size() == n && out.dtype() == DType::fp32));
   CHECK(dtype == DType::fp32 || dtype == DType::bf16, "sums of {}", name(dtype));
-  float* sums = out.empty() ? nullptr : out.as<float>();
+  float* sums = data_or_null<float>(out);
   if (dtype == DType::fp32) {
     sum_in_passes<float>(sums, terms, additions, n, stream);
   } else {

@@ -50,9 +50,15 @@ LOCKSTEP_CLONES void cast_run(To* out, const From* x, int64_t n) {
 
 }  // namespace
 
-double sum_of_squares(const Tensor& x, Stream&) { return reduce(x, sum_of_squares_run); }
+void add_sum(double* total, const Tensor& x, Stream&) { *total += reduce(x, sum_run); }
 
-double sum(const Tensor& x, Stream&) { return reduce(x, sum_run); }
+void add_sums_of_squares(double* totals, const Tensor& x, const Range* ranges, int64_t count,
+                         int64_t largest, Stream&) {
+  for (int64_t r = 0; r < count; r++) {
+    CHECK(ranges[r].size() <= largest);
+    totals[r] += reduce(x.slice(ranges[r].begin, ranges[r].end), sum_of_squares_run);
+  }
+}
 
 void cast(const Tensor& out, const Tensor& x, Stream&) {
   CHECK(out.size() == x.size());

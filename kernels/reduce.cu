@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cuda/packs.cuh"
 #include "kernels/reduce.h"
 
@@ -8,16 +10,19 @@ constexpr int kThreads = 256;
 constexpr int kJoinThreads = 1024;
 constexpr int kCastThreads = 256;
 
-// sums[block] = the sum of the block's kReduceBlock values or of their squares. A thread takes each
-// kThreads-th pack, whether it can be loaded as one or not.
+// sums[r, block] = the sum of a block of kReduceBlock values of range r of x, or of their squares;
+// 0 behind the range's end. Without ranges, one that is all of x. A thread takes each kThreads-th
+// pack, whether it can be loaded as one or not.
 template <bool kSquares>
 __global__ void __launch_bounds__(kThreads)
-    sum_blocks_kernel(double* __restrict__ sums, const float* __restrict__ x, int64_t n,
-                      bool packed) {
+    sum_blocks_kernel(double* __restrict__ sums, const float* __restrict__ x,
+                      const Range* __restrict__ ranges, int64_t n) {
   constexpr int kSize = Pack<float>::kSize;
   __shared__ double scratch[kThreads / kWarpSize];
-  const int64_t begin = int64_t{blockIdx.x} * kReduceBlock;
-  const int64_t end = begin + kReduceBlock < n ? begin + kReduceBlock : n;
+  const Range range = ranges == nullptr ? Range{0, n} : ranges[blockIdx.x];
+  const int64_t begin = range.begin + int64_t{blockIdx.y} * kReduceBlock;
+  const int64_t end = begin + kReduceBlock < range.end ? begin + kReduceBlock : range.end;
+  const bool packed = reinterpret_cast<uintptr_t>(x + begin) % 16 == 0;
   double sum[kSize] = {};
   by_packs(packed && end - begin == kReduceBlock, [&](auto whole) {
 #pragma unroll(whole ? 4 : 1)
@@ -31,11 +36,14 @@ __global__ void __launch_bounds__(kThreads)
     }
   });
   const double total = block_sum<kThreads>((sum[0] + sum[1]) + (sum[2] + sum[3]), scratch);
-  if (threadIdx.x == 0) sums[blockIdx.x] = total;
+  if (threadIdx.x == 0) sums[int64_t{blockIdx.x} * gridDim.y + blockIdx.y] = total;
 }
 
-// sums[0] = their sum: neighbours are added up until one number is left, by one block.
-__global__ void __launch_bounds__(kJoinThreads) join_kernel(double* sums, int64_t count) {
+// totals[r] += the sum of the `count` numbers of range r: neighbours are added up until one number
+// is left, by one block a range.
+__global__ void __launch_bounds__(kJoinThreads)
+    join_kernel(double* __restrict__ totals, double* __restrict__ all_sums, int64_t count) {
+  double* sums = all_sums + blockIdx.x * count;
   for (int64_t distance = 1; distance < count; distance *= 2) {
     for (int64_t i = threadIdx.x * 2 * distance; i + distance < count;
          i += kJoinThreads * 2 * distance) {
@@ -43,26 +51,23 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(double* sums, int64_
     }
     __syncthreads();
   }
+  if (threadIdx.x == 0) totals[blockIdx.x] += sums[0];
 }
 
+// `bytes`: that must be read of x.
 template <bool kSquares>
-double reduce(const Tensor& x, Stream& stream) {
-  const int64_t n = x.size();
-  if (n == 0) return 0;
-  const int64_t blocks = reduce_blocks(n);
-  const int64_t sums_bytes = blocks * static_cast<int64_t>(sizeof(double));
+void add_sums(double* totals, const Tensor& x, const Range* ranges, int64_t count, int64_t largest,
+              double bytes, Stream& stream) {
+  const int64_t blocks = reduce_blocks(largest);
+  if (blocks == 0 || count == 0) return;
+  const int64_t sums_bytes = count * blocks * static_cast<int64_t>(sizeof(double));
   auto* sums = static_cast<double*>(stream.workspace(sums_bytes));
-  const float* values = x.as<float>();
   const auto moved = static_cast<double>(sums_bytes);
-  launch({kSquares ? "sum_of_squares" : "sum", bytes_of(x) + moved}, sum_blocks_kernel<kSquares>,
-         dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, sums, values, n,
-         aligned_to_packs(values));
-  launch({"sum_join", moved}, join_kernel, dim3(1), dim3(kJoinThreads), 0, stream, sums, blocks);
-  double sum = 0;
-  if (stream.note({"copy", sizeof(sum)})) return sum;
-  lockstep::cuda::copy(&sum, sums, sizeof(sum), stream);
-  stream.synchronize();
-  return sum;
+  launch({kSquares ? "sum_of_squares" : "sum", bytes + moved}, sum_blocks_kernel<kSquares>,
+         dim3(static_cast<unsigned>(count), static_cast<unsigned>(blocks)), dim3(kThreads), 0,
+         stream, sums, x.as<float>(), ranges, x.size());
+  launch({"sum_join", moved}, join_kernel, dim3(static_cast<unsigned>(count)), dim3(kJoinThreads),
+         0, stream, totals, sums, blocks);
 }
 
 // A thread converts a run of as many values as a pack of the smaller type has.
@@ -93,9 +98,17 @@ __global__ void __launch_bounds__(kCastThreads)
 
 }  // namespace
 
-double sum_of_squares(const Tensor& x, Stream& stream) { return reduce<true>(x, stream); }
+void add_sum(double* total, const Tensor& x, Stream& stream) {
+  add_sums<false>(total, x, nullptr, 1, x.size(), bytes_of(x), stream);
+}
 
-double sum(const Tensor& x, Stream& stream) { return reduce<false>(x, stream); }
+void add_sums_of_squares(double* totals, const Tensor& x, const Range* ranges, int64_t count,
+                         int64_t largest, Stream& stream) {
+  // How large each range is only the device can see; all but the last are of one size.
+  const auto bytes =
+      static_cast<double>(std::min(count * largest, x.size()) * size_bytes(DType::fp32));
+  add_sums<true>(totals, x, ranges, count, largest, bytes, stream);
+}
 
 void cast(const Tensor& out, const Tensor& x, Stream& stream) {
   const int64_t n = x.size();

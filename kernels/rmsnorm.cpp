@@ -41,11 +41,14 @@ LOCKSTEP_CLONES void backward_row(T* dx, float* dgain, const T* dy, const T* x, 
 }
 
 template <class T>
-void forward(T* y, float* inv_rms, const T* x, const T* gain, int64_t rows, int64_t channels,
-             float epsilon) {
+void forward(T* y, float* inv_rms, const T* x, const T* added, T* sum, const T* gain, int64_t rows,
+             int64_t channels, float epsilon) {
   parallel_for(rows, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; n++) {
-      forward_row(y + n * channels, inv_rms + n, x + n * channels, gain, channels, epsilon);
+      const int64_t at = n * channels;
+      if (added != nullptr) add_run(sum + at, x + at, added + at, channels);
+      forward_row(y + at, inv_rms + n, added == nullptr ? x + at : sum + at, gain, channels,
+                  epsilon);
     }
   });
 }
@@ -67,12 +70,14 @@ void backward(T* dx, float* dgain, const T* dy, const T* x, const T* gain, const
 
 }  // namespace
 
-void rmsnorm_forward(const Tensor& y, const Tensor& inv_rms, const Tensor& x, const Tensor& gain,
-                     float epsilon, Stream&) {
-  CHECK(y.size() == x.size() && inv_rms.size() == x.rows() && gain.size() == x.cols());
+void rmsnorm_forward(const Tensor& y, const Tensor& inv_rms, const Tensor& x,
+                     const ResidualSum& residual, const Tensor& gain, float epsilon, Stream&) {
+  CHECK(residual.fits(x) && y.size() == x.size() && inv_rms.size() == x.rows() &&
+        gain.size() == x.cols());
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    forward(y.as<T>(), inv_rms.as<float>(), x.as<T>(), gain.as<T>(), x.rows(), x.cols(), epsilon);
+    forward(y.as<T>(), inv_rms.as<float>(), x.as<T>(), data_or_null<T>(residual.added),
+            data_or_null<T>(residual.sum), gain.as<T>(), x.rows(), x.cols(), epsilon);
   });
 }
 

@@ -9,12 +9,15 @@ constexpr int kPacks = 4;  // of a row, that a thread keeps
 
 template <class T, class Share>
 __global__ void __launch_bounds__(kRowThreads)
-    forward_kernel(T* y, float* __restrict__ inv_rms, const T* x, const T* __restrict__ gain,
-                   int64_t rows, Share share, float epsilon) {
+    forward_kernel(T* y, float* __restrict__ inv_rms, const T* x, const T* added, T* sum_rows,
+                   const T* __restrict__ gain, int64_t rows, Share share, float epsilon) {
   __shared__ float scratch[1][Share::kWarpsOfTeam];
   const int64_t row = int64_t{blockIdx.x} * Share::kTeams + Share::team();
   if (row >= rows) return;
-  const HeldRow<T, Share> held(share, x + row * share.channels);
+  const int64_t at = row * share.channels;
+  const HeldRow<T, Share> held = added == nullptr
+                                     ? HeldRow<T, Share>(share, x + at)
+                                     : HeldRow<T, Share>(share, sum_rows + at, x + at, added + at);
 
   float squares[1] = {0};
 #pragma unroll Share::kUnroll
@@ -38,7 +41,7 @@ __global__ void __launch_bounds__(kRowThreads)
     for (int i = 0; i < Pack<T>::kSize; i++) {
       out.value[i] = rounded<T>(widened(xs.value[i]) * r * widened(gains.value[i]));
     }
-    share.store(y + row * share.channels, k, out);
+    share.store(y + at, k, out);
   }
   if (threadIdx.x % Share::kThreads == 0) inv_rms[row] = r;
 }
@@ -92,19 +95,23 @@ __global__ void __launch_bounds__(kRowThreads, 3)
 
 }  // namespace
 
-void rmsnorm_forward(const Tensor& y, const Tensor& inv_rms, const Tensor& x, const Tensor& gain,
-                     float epsilon, Stream& stream) {
+void rmsnorm_forward(const Tensor& y, const Tensor& inv_rms, const Tensor& x,
+                     const ResidualSum& residual, const Tensor& gain, float epsilon,
+                     Stream& stream) {
   const int64_t rows = x.rows(), channels = x.cols();
+  CHECK(residual.fits(x));
   CHECK(y.size() == x.size() && inv_rms.size() == rows && gain.size() == channels);
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     with_row_share<T, kPacks>(channels, [&](auto share) {
       using Share = decltype(share);
       share.channels = static_cast<int>(channels);
-      share.whole = in_packs<T>(channels, y.data(), x.data(), gain.data());
-      launch({"rmsnorm_forward", bytes_of(y, inv_rms, x, gain)}, forward_kernel<T, Share>,
-             dim3(blocks_for(rows, Share::kTeams)), dim3(kRowThreads), 0, stream, y.as<T>(),
-             inv_rms.as<float>(), x.as<T>(), gain.as<T>(), rows, share, epsilon);
+      share.whole = in_packs<T>(channels, y.data(), x.data(), residual.added.data(),
+                                residual.sum.data(), gain.data());
+      launch({"rmsnorm_forward", bytes_of(y, inv_rms, x, residual.added, residual.sum, gain)},
+             forward_kernel<T, Share>, dim3(blocks_for(rows, Share::kTeams)), dim3(kRowThreads), 0,
+             stream, y.as<T>(), inv_rms.as<float>(), x.as<T>(), data_or_null<T>(residual.added),
+             data_or_null<T>(residual.sum), gain.as<T>(), rows, share, epsilon);
     });
   });
 }

@@ -1,6 +1,7 @@
 #pragma once
 #include "core/device.h"
 #include "core/tensor.h"
+#include "kernels/residual_sum.h"
 
 // Root-mean-square normalisation of each row (Zhang & Sennrich, 2019), as in Llama.
 //
@@ -12,9 +13,10 @@
 // depend on the other rows.
 namespace lockstep::kernels::cpu {
 
-// Writes y (N, C) and inv_rms (N); y may be x.
-void rmsnorm_forward(const Tensor& y, const Tensor& inv_rms, const Tensor& x, const Tensor& gain,
-                     float epsilon, Stream& stream);
+// Writes y (N, C) and inv_rms (N), and the residual's sum; y may be x, but not the sum.
+void rmsnorm_forward(const Tensor& y, const Tensor& inv_rms, const Tensor& x,
+                     const ResidualSum& residual, const Tensor& gain, float epsilon,
+                     Stream& stream);
 
 // Adds to dx (N, C) and dgain (C); reads inv_rms as forward left it.
 //
@@ -34,12 +36,13 @@ decltype(cpu::rmsnorm_backward) rmsnorm_backward;
 namespace lockstep::kernels {
 
 inline void rmsnorm_forward(const Tensor& y, const Tensor& inv_rms, const Tensor& x,
-                            const Tensor& gain, float epsilon, Stream& stream) {
+                            const ResidualSum& residual, const Tensor& gain, float epsilon,
+                            Stream& stream) {
   if constexpr (kCudaIsBuilt) {
     if (stream.device() == Device::cuda)
-      return cuda::rmsnorm_forward(y, inv_rms, x, gain, epsilon, stream);
+      return cuda::rmsnorm_forward(y, inv_rms, x, residual, gain, epsilon, stream);
   }
-  return cpu::rmsnorm_forward(y, inv_rms, x, gain, epsilon, stream);
+  return cpu::rmsnorm_forward(y, inv_rms, x, residual, gain, epsilon, stream);
 }
 
 inline void rmsnorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dy,

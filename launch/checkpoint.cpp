@@ -89,13 +89,21 @@ ExitCode inspect(const path& where) {
   const Tokenizer tokenizer = Tokenizer::from_json(info.tokenizer_json);
   fmt::print("  {:<24}{} tokens, end of text {}\n", "tokenizer", tokenizer.vocab_size(),
              tokenizer.end_of_text() ? std::to_string(*tokenizer.end_of_text()) : "none");
+  if (info.quantization) {
+    fmt::print("  {:<24}{} bits in groups of {}, {}\n", "quantized", info.quantization->bits,
+               info.quantization->group_size,
+               info.quantization->calibrated ? "calibrated" : "each weight rounded by itself");
+  }
   print_settings("model", to_json(info.model));
   print_settings("state of the training", info.trainer_state);
   print_settings("options", info.run_config);
   fmt::print("\ntensors\n");
   for (const Parameter& parameter : checkpoint.table().parameters()) {
+    const bool quantized = info.quantization && is_quantized(parameter);
     fmt::print("  {:<44}{:<16}{}\n", parameter.name, parameter.shape.to_string(),
-               parameter.decay ? "weight decay" : "");
+               quantized         ? fmt::format("{} bits", info.quantization->bits)
+               : parameter.decay ? "weight decay"
+                                 : "");
   }
   return ExitCode::done;
 }
@@ -174,6 +182,7 @@ const char* const kOverview =
     "       lockstep checkpoint diff A B [--all]\n"
     "       lockstep checkpoint export PATH --format h5|hf --output OUT\n"
     "       lockstep checkpoint import HF_FOLDER --output OUT\n"
+    "       lockstep checkpoint quantize PATH --bits 8|4 --output OUT [OPTION]...\n"
     "\n"
     "  list     the checkpoints of a run: step, losses, size, age\n"
     "  inspect  what a checkpoint holds: model, state, options, tensors\n"
@@ -184,6 +193,7 @@ const char* const kOverview =
     "  diff     compare two bit for bit; exit code 1 when they differ\n"
     "  export   one self-contained model.h5, or a Hugging Face folder\n"
     "  import   a Hugging Face folder (GPT-2 or Llama architecture) as model.h5\n"
+    "  quantize weights of 8 or 4 bits, for generate and evaluate; see quantize --help\n"
     "\n"
     "A PATH is a run folder (its newest good checkpoint), a step folder, or an exported "
     "model.h5.\n";
@@ -207,6 +217,7 @@ ExitCode run_action(const std::string& action, const Arguments& arguments) {
     table.parse(arguments);
     return diff(a, b, all);
   }
+  if (action == "quantize") return run_quantize(arguments);
   const bool exports = action == "export";
   std::string format;
   OptionTable table(command,
@@ -233,7 +244,8 @@ bool checkpoint_is_collective(const Arguments& arguments) {
 }
 
 ExitCode run_checkpoint(const Arguments& arguments, MpiSession* session) {
-  if (wants_help(arguments)) {
+  const bool quantizes = !arguments.empty() && arguments.front() == "quantize";
+  if (wants_help(arguments) && !quantizes) {
     if (first_worker(session)) fmt::print("{}", kOverview);
     return ExitCode::done;
   }
@@ -241,7 +253,8 @@ ExitCode run_checkpoint(const Arguments& arguments, MpiSession* session) {
     fmt::print(stderr, "{}", kOverview);
     return ExitCode::usage;
   }
-  const std::vector<std::string> actions{"list", "inspect", "verify", "diff", "export", "import"};
+  const std::vector<std::string> actions{"list",   "inspect", "verify",  "diff",
+                                         "export", "import",  "quantize"};
   const std::string& action = arguments.front();
   if (std::find(actions.begin(), actions.end(), action) == actions.end()) {
     const auto near = nearest(action, actions);

@@ -27,6 +27,8 @@ ExitCode run_checkpoint(const Arguments& arguments, MpiSession* session);
 bool checkpoint_is_collective(const Arguments& arguments);  // `verify --replay` is
 // `checkpoint verify --replay A B`, with the arguments behind `verify`.
 ExitCode run_replay(const Arguments& arguments, MpiSession& session);
+// `checkpoint quantize PATH ...`, with the arguments behind `quantize`.
+ExitCode run_quantize(const Arguments& arguments);
 ExitCode run_doctor(const Arguments& arguments, MpiSession* session);
 
 inline bool first_worker(const MpiSession* session) {

@@ -9,6 +9,7 @@
 #include "core/thread_pool.h"
 #include "kernels/matmul.h"
 #include "launch/machine.h"
+#include "launch/worker_gpus.h"
 
 namespace lockstep::launch {
 
@@ -63,63 +64,50 @@ void check_device(DeviceChoice device) {
 
 namespace {
 
-bool all_have_gpus(MpiSession* session) {
+// Why not every worker computes on a GPU; empty where each has one.
+std::string gpu_obstacle(MpiSession* session) {
   const int count = cuda_device_count();
-  double there = count > 0 ? 1 : 0;
-  for (int i = 0; i < count; i++) {
-    if (this_gpu(i).architecture < kOldestArchitecture) there = 0;
+  std::string mine = count > 0 ? "" : "not every worker has a GPU";
+  for (int i = 0; i < count && mine.empty(); i++) mine = too_old(i);
+  if (session == nullptr) return mine;
+  for (const std::string& obstacle : said_by_all(session->world(), mine)) {
+    if (!obstacle.empty()) return obstacle;
   }
-  if (session != nullptr) session->world().all_reduce(&there, 1, ReduceOp::min);
-  return there == 1;
-}
-
-void take_gpu(bool share, int local_rank, int local_size) {
-  const int count = cuda_device_count();
-  if (local_size > count && !share) {
-    throw DeviceError(
-        "{} workers of this host for {} GPU{}: start one worker a GPU, or add --share-gpu",
-        local_size, count, count == 1 ? "" : "s");
-  }
-  const int index = local_rank % count;
-  const Gpu gpu = this_gpu(index);
-  if (gpu.architecture < kOldestArchitecture) {
-    throw DeviceError("the GPU {} ({}) is of architecture {}.{}; {}.{} or newer is needed", index,
-                      gpu.name, gpu.architecture / 10, gpu.architecture % 10,
-                      kOldestArchitecture / 10, kOldestArchitecture % 10);
-  }
-  set_cuda_device(index);
+  return "";
 }
 
 }  // namespace
 
 Device start_device(const MachineOptions& options, MpiSession* session) {
-  if (options.device == DeviceChoice::cpu) return Device::cpu;
-  if (options.device == DeviceChoice::automatic && !all_have_gpus(session)) return Device::cpu;
-  if (session == nullptr) {
-    check_device(options.device);
-    take_gpu(options.share_gpu, 0, 1);
-  } else {
-    run_together(session->world(), [&] {
-      check_device(options.device);
-      take_gpu(options.share_gpu, session->local_rank(), session->local_size());
-    });
-    if constexpr (kCudaIsBuilt) {
-      if (session->local_size() > cuda_device_count()) let_workers_share_gpus(session->rank());
-    }
+  const Device device = planned_device(options.device, session);
+  if (device == Device::cuda) {
+    const auto check = [&] { check_device(DeviceChoice::cuda); };
+    session == nullptr ? check() : run_together(session->world(), check);
+    take_gpu(options.share_gpu, session);
   }
-  return Device::cuda;
+  if (session != nullptr) check_alike(device, *session);
+  return device;
 }
 
 Device planned_device(DeviceChoice device, MpiSession* session) {
-  if (device == DeviceChoice::automatic) return all_have_gpus(session) ? Device::cuda : Device::cpu;
-  return device == DeviceChoice::cuda ? Device::cuda : Device::cpu;
+  if (device != DeviceChoice::automatic) {
+    return device == DeviceChoice::cuda ? Device::cuda : Device::cpu;
+  }
+  const std::string obstacle = gpu_obstacle(session);
+  if (!obstacle.empty() && cuda_device_count() > 0) {
+    spdlog::info("--device auto is cpu: {}", obstacle);
+  }
+  return obstacle.empty() ? Device::cuda : Device::cpu;
 }
 
 std::unique_ptr<Communicator> device_communicator([[maybe_unused]] Device device,
                                                   [[maybe_unused]] Communicator& world,
                                                   [[maybe_unused]] double deadline_s) {
   if constexpr (kCudaIsBuilt) {
-    if (device == Device::cuda) return nccl_communicator(world, deadline_s);
+    if (device == Device::cuda) {
+      if (world.size() > 1) use_nccl_memory();
+      return nccl_communicator(world, deadline_s);
+    }
   }
   return nullptr;
 }

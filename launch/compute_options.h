@@ -8,9 +8,6 @@
 // Where and how to compute: the options that generate, evaluate and train share.
 namespace lockstep::launch {
 
-// GPUs of this architecture and newer are used: A100, RTX 30.
-inline constexpr int kOldestArchitecture = 80;  // 10 * major + minor of the compute capability
-
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class PrecisionChoice { automatic, fp32, bf16, fp16 };
 
@@ -39,8 +36,8 @@ std::unique_ptr<Communicator> device_communicator(Device device, Communicator& w
                                                   double deadline_s = 600);
 
 // The device to compute on (auto: GPUs where every worker has one), which is made ready: each
-// worker takes the GPU of its place among the workers of its host. Throws DeviceError when there
-// are fewer, unless they may be shared, and when one is too old. Collective where there is a
+// worker takes a GPU (worker_gpus.h). Throws DeviceError when there are fewer, unless they may be
+// shared, when one is too old, and when the workers are not alike. Collective where there is a
 // session.
 Device start_device(const MachineOptions& options, MpiSession* session);
 

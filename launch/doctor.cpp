@@ -10,6 +10,7 @@
 #include "launch/machine.h"
 #include "launch/measure.h"
 #include "launch/text.h"
+#include "launch/worker_gpus.h"
 #include "model/config.h"
 
 namespace lockstep::launch {
@@ -26,6 +27,7 @@ json examine(MpiSession& session, const std::filesystem::path& folder) {
       {"rank", session.rank()},
       {"host", session.host()},
       {"version", LOCKSTEP_VERSION},
+      {"build", build_id()},
       {"processor", machine.processor},
       {"instruction_set", machine.instruction_set},
       {"cores", machine.cores},
@@ -49,6 +51,8 @@ json examine(MpiSession& session, const std::filesystem::path& folder) {
   session.world().barrier();
   worker["memory_bytes_per_second"] = memory_rate();
   worker["cuda"] = examine_gpus(session);
+  const bool has_gpu = worker["cuda"]["gpu"].get<int>() >= 0;
+  worker["traits"] = to_json(traits(has_gpu ? Device::cuda : Device::cpu));
   if (session.size() > 1) {
     worker["all_reduce_bytes_per_second"] = all_reduce_rate(session.world());
   }
@@ -137,8 +141,11 @@ void print_hosts(const json& workers) {
     const std::string host = worker["host"];
     if (std::find(seen.begin(), seen.end(), host) != seen.end()) continue;
     seen.push_back(host);
-    int count = 0;
-    for (const json& other : workers) count += other["host"] == host;
+    std::vector<json> here;
+    for (const json& other : workers) {
+      if (other["host"] == host) here.push_back(other);
+    }
+    const size_t count = here.size();
     fmt::print("{}\n", host);
     line("  processor", fmt::format("{}, {}", worker["processor"].get<std::string>(),
                                     worker["instruction_set"].get<std::string>()));
@@ -153,13 +160,14 @@ void print_hosts(const json& workers) {
     const int threads = worker["threads"];
     line("  workers", fmt::format("{}, {} thread{}{}", count, threads, threads == 1 ? "" : "s",
                                   count > 1 ? " each" : ""));
-    print_gpus(worker);
+    print_gpus(here);
   }
 }
 
 void print_libraries(const json& worker) {
   fmt::print("libraries\n");
-  line("  lockstep", worker["version"]);
+  line("  lockstep", fmt::format("{}, build {}", worker["version"].get<std::string>(),
+                                 worker["build"].get<std::string>()));
   line("  MPI", worker["mpi"]);
   line("  products", worker["product_library"]);
   line("  HDF5", worker["hdf5"]);
@@ -171,7 +179,11 @@ void print_libraries(const json& worker) {
   line("  CUDA runtime",
        versions(cuda_version_text(cuda["runtime"]), cuda_version_text(cuda["runtime_built"])));
   line("  cuBLASLt", versions(cuda["cublaslt"]["loaded"], cuda["cublaslt"]["built"]));
-  line("  NCCL", versions(cuda["nccl"]["loaded"], cuda["nccl"]["built"]));
+  const std::string cudnn = cuda["cudnn"]["version"], obstacle = cuda["cudnn"]["obstacle"];
+  line("  cuDNN", obstacle.empty() ? cudnn : obstacle);
+  const std::string no_nccl = cuda["nccl"]["obstacle"];
+  line("  NCCL",
+       no_nccl.empty() ? versions(cuda["nccl"]["loaded"], cuda["nccl"]["built"]) : no_nccl);
 }
 
 void print_rates(const json& workers) {

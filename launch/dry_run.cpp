@@ -27,28 +27,6 @@ Training::Memory largest_plan(const TrainConfig& config, int workers) {
   return largest;
 }
 
-std::string memory_table(const TrainConfig& config, const Training::Memory& plan) {
-  std::string text;
-  const auto line = [&](std::string_view what, int64_t bytes, const std::string& note) {
-    text += fmt::format("  {:<24}{:>12}", what, size_text(bytes));
-    text += note.empty() ? "\n" : fmt::format("   {}\n", note);
-  };
-  const bool own_master = config.precision != DType::fp32;
-  line("weights", plan.model.weights, std::string(name(config.precision)));
-  line("gradients", plan.model.gradients, "fp32");
-  line(own_master ? "master weights, moments" : "moments", plan.optimizer,
-       config.reduce == Reduce::ordered ? "fp32, of this worker's shard" : "fp32");
-  line("reduction buffers", plan.reduction, std::string(name(config.gradient_dtype)));
-  line("activations", plan.model.activations,
-       config.recompute ? "with --recompute" : "--recompute needs less");
-  if (config.device == Device::cuda) {
-    line("workspace", plan.model.workspace, "of products, the classifier's chunk and kernels");
-    line("inputs", plan.model.inputs, "");
-  }
-  line("sum", plan.total(), "");
-  return text;
-}
-
 std::string micro_batch_lines(const TrainConfig& config, const Training::Memory& plan,
                               int local_workers) {
   const auto line = [&](const std::string& memory, int64_t bytes) {
@@ -111,6 +89,28 @@ const GpuLimits& gpu_named(const std::string& name) {
 }
 
 }  // namespace
+
+std::string memory_table(const TrainConfig& config, const Training::Memory& plan) {
+  std::string text;
+  const auto line = [&](std::string_view what, int64_t bytes, const std::string& note) {
+    text += fmt::format("  {:<24}{:>12}", what, size_text(bytes));
+    text += note.empty() ? "\n" : fmt::format("   {}\n", note);
+  };
+  const bool own_master = config.precision != DType::fp32;
+  line("weights", plan.model.weights, std::string(name(config.precision)));
+  line("gradients", plan.model.gradients, "fp32");
+  line(own_master ? "master weights, moments" : "moments", plan.optimizer,
+       config.reduce == Reduce::ordered ? "fp32, of this worker's shard" : "fp32");
+  line("reduction buffers", plan.reduction, std::string(name(config.gradient_dtype)));
+  line("activations", plan.model.activations,
+       config.recompute ? "with --recompute" : "--recompute needs less");
+  if (config.device == Device::cuda) {
+    line("workspace", plan.model.workspace, "of products, the classifier's chunk and kernels");
+    line("inputs", plan.model.inputs + plan.inputs, "");
+  }
+  line("sum", plan.total(), "");
+  return text;
+}
 
 std::string dry_run_text(const TrainConfig& config, int workers, int local_workers,
                          const std::string& gpu) {

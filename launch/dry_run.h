@@ -3,6 +3,7 @@
 
 #include "launch/train_options.h"
 #include "trainer/config.h"
+#include "trainer/training.h"
 
 namespace lockstep::launch {
 
@@ -12,5 +13,8 @@ namespace lockstep::launch {
 // UsageError when a prediction is asked of a CPU, and DeviceError in a build without CUDA.
 std::string dry_run_text(const TrainConfig& config, int workers, int local_workers,
                          const std::string& gpu);
+
+// Its table of memory: a line for each purpose, with its bytes, and the sum.
+std::string memory_table(const TrainConfig& config, const Training::Memory& plan);
 
 }  // namespace lockstep::launch

@@ -12,6 +12,7 @@
 #include "comm/mpi_session.h"
 #include "launch/gpus.h"
 #include "launch/text.h"
+#include "launch/worker_gpus.h"
 
 namespace lockstep::launch {
 namespace {
@@ -85,21 +86,7 @@ void find_in_host(const std::string& host, const std::vector<json>& workers,
   find_in_gpus(host, workers, findings);
 }
 
-// Names of two GPUs that workers compute on and that are of different kinds; or twice the same.
-std::pair<std::string, std::string> differing_gpus(const json& workers) {
-  std::string first;
-  for (const json& worker : workers) {
-    const json& cuda = worker["cuda"];
-    const int index = cuda["gpu"];
-    if (index < 0) continue;
-    const std::string name = cuda["gpus"][static_cast<size_t>(index)]["name"];
-    if (first.empty()) first = name;
-    if (name != first) return {first, name};
-  }
-  return {first, first};
-}
-
-// Workers must be the same program, and want the same instructions.
+// Workers must be alike to get the same bits, and want the same instructions.
 void find_between_workers(const json& workers, std::vector<Finding>& findings) {
   const auto differ = [&](const char* key) -> std::string {
     for (const json& worker : workers) {
@@ -111,18 +98,19 @@ void find_between_workers(const json& workers, std::vector<Finding>& findings) {
     }
     return "";
   };
-  for (const char* key : {"version", "mpi", "product_library"}) {
-    if (const auto values = differ(key); !values.empty()) {
-      findings.push_back({true, fmt::format("the hosts have different versions: {}", values),
-                          "install the same on all, or start the same program from a shared disk"});
-    }
+  if (const auto values = differ("mpi"); !values.empty()) {
+    findings.push_back({true, fmt::format("the hosts have different versions: {}", values),
+                        "install the same on all, or start the same program from a shared disk"});
   }
-  if (const auto [one, other] = differing_gpus(workers); one != other) {
-    findings.push_back({false,
-                        fmt::format("the GPUs differ ({}, {}): the slowest sets the pace, and bits "
-                                    "are the same only among GPUs of one kind",
-                                    one, other),
-                        "ask the batch system for hosts of one kind"});
+  std::vector<std::vector<Trait>> traits;
+  std::vector<std::string> hosts;
+  for (const json& worker : workers) {
+    traits.push_back(traits_from_json(worker["traits"]));
+    hosts.push_back(worker["host"]);
+  }
+  if (const std::string what = difference(traits, hosts); !what.empty()) {
+    const size_t line_end = what.find('\n');
+    findings.push_back({true, what.substr(0, line_end), what.substr(line_end + 1)});
   }
   if (const auto values = differ("instruction_set"); !values.empty()) {
     findings.push_back(

@@ -7,9 +7,10 @@
 
 #include "comm/nccl_communicator.h"
 #include "core/device.h"
+#include "kernels/cudnn_attention.h"
 #include "kernels/machine.h"
-#include "launch/compute_options.h"
 #include "launch/text.h"
+#include "launch/worker_gpus.h"
 
 namespace lockstep::launch {
 namespace {
@@ -18,10 +19,6 @@ using nlohmann::json;
 
 json to_json(const LibraryVersion& version) {
   return {{"built", version.built}, {"loaded", version.loaded}};
-}
-
-std::string architecture_text(int architecture) {
-  return fmt::format("{}.{}", architecture / 10, architecture % 10);
 }
 
 int version_of(const json& cuda, const char* key) { return cuda[key].get<int>(); }
@@ -54,7 +51,8 @@ void find_in_driver(const std::string& host, const json& cuda, bool has_gpu,
   }
 }
 
-void find_in_libraries(const std::string& host, const json& cuda, std::vector<Finding>& findings) {
+void find_in_libraries(const std::string& host, const json& cuda, bool several,
+                       std::vector<Finding>& findings) {
   const auto numbers = [](const std::string& version) {
     std::array<int, 3> parts{};
     std::sscanf(version.c_str(), "%d.%d.%d", &parts[0], &parts[1], &parts[2]);
@@ -62,6 +60,13 @@ void find_in_libraries(const std::string& host, const json& cuda, std::vector<Fi
   };
   for (const auto& [key, library] : {std::pair{"cublaslt", "cuBLASLt"}, {"nccl", "NCCL"}}) {
     const std::string built = cuda[key]["built"], loaded = cuda[key]["loaded"];
+    const std::string obstacle = cuda[key].value("obstacle", "");
+    if (!obstacle.empty()) {
+      findings.push_back({several && !cuda["gpus"].empty(),
+                          fmt::format("{}: several workers cannot use GPUs: {}", host, obstacle),
+                          "name the folder of its library first in LD_LIBRARY_PATH"});
+      continue;
+    }
     if (!loaded.empty() && numbers(loaded) >= numbers(built)) continue;
     findings.push_back(
         {false,
@@ -69,6 +74,39 @@ void find_in_libraries(const std::string& host, const json& cuda, std::vector<Fi
                      library, loaded.empty() ? "of an unknown version" : loaded, built),
          "name the folder of the newer one first in LD_LIBRARY_PATH, or build with this one"});
   }
+}
+
+void find_in_cudnn(const std::string& host, const json& cuda, std::vector<Finding>& findings) {
+  const std::string obstacle = cuda["cudnn"]["obstacle"];
+  if (obstacle.empty() || cuda["gpus"].empty()) return;
+  findings.push_back(
+      {false,
+       fmt::format("{}: attention is by our own kernels, which are several times slower than "
+                   "cuDNN's: {}",
+                   host, obstacle),
+       "install cuDNN 9 and build again where it was not there, or name the folder of its "
+       "libraries first in LD_LIBRARY_PATH"});
+}
+
+// That the workers of a host see, each once.
+std::vector<json> gpus_of(const std::vector<json>& workers) {
+  std::vector<json> gpus;
+  for (const json& worker : workers) {
+    for (const json& gpu : worker["cuda"]["gpus"]) {
+      const auto same = [&](const json& other) { return other["id"] == gpu["id"]; };
+      if (std::none_of(gpus.begin(), gpus.end(), same)) gpus.push_back(gpu);
+    }
+  }
+  return gpus;
+}
+
+// GPT-2 124M's, which stands for all that cuDNN computes: its plans are made, if there is a GPU.
+json examine_cudnn(bool usable) {
+  const kernels::cuda::AttentionShape shape{DType::bf16, 8, 1024, {12, 12, 64}};
+  std::string name;  // "cuDNN 9.19.0"
+  std::string obstacle = kernels::cuda::cudnn_obstacle(&name);
+  if (usable && obstacle.empty()) obstacle = kernels::cuda::cudnn_attention_obstacle(shape);
+  return {{"version", name.substr(name.find(' ') + 1)}, {"obstacle", obstacle}};
 }
 
 }  // namespace
@@ -86,16 +124,19 @@ json examine_gpus([[maybe_unused]] MpiSession& session) {
     cuda["runtime_built"] = versions.runtime_built;
     cuda["cublaslt"] = to_json(kernels::cublaslt_version());
     cuda["nccl"] = to_json(nccl_version());
+    cuda["nccl"]["obstacle"] = nccl_obstacle();
     const int count = cuda_device_count();
     for (int i = 0; i < count; i++) {
       const Gpu gpu = this_gpu(i);
-      cuda["gpus"].push_back({{"name", gpu.name},
+      cuda["gpus"].push_back({{"id", gpu.id},
+                              {"name", gpu.name},
                               {"architecture", gpu.architecture},
                               {"memory_bytes", gpu.memory_bytes}});
     }
-    const int mine = count == 0 ? -1 : session.local_rank() % count;
+    const int mine = choose_gpu(&session).index;
     const bool usable = mine >= 0 && this_gpu(mine).architecture >= kOldestArchitecture;
     if (usable) set_cuda_device(mine);
+    cuda["cudnn"] = examine_cudnn(usable);
     for (const auto& [key, dtype] :
          {std::pair{"fp32_flops", DType::fp32}, {"bf16_flops", DType::bf16}}) {
       session.world().barrier();
@@ -111,9 +152,9 @@ bool all_have_gpus(const json& workers) {
                      [](const json& worker) { return worker["cuda"]["gpu"].get<int>() >= 0; });
 }
 
-void print_gpus(const json& worker) {
-  const json& cuda = worker["cuda"];
-  const bool has_gpu = worker["gpu"].get<bool>();
+void print_gpus(const std::vector<json>& workers) {
+  const json& cuda = workers.front()["cuda"];
+  const bool has_gpu = workers.front()["gpu"].get<bool>();
   const auto line = [](const std::string& name, const std::string& text) {
     fmt::print("  {:<14}{}\n", name, text);
   };
@@ -123,11 +164,11 @@ void print_gpus(const json& worker) {
     return;
   }
   const int driver = version_of(cuda, "driver");
-  if (cuda["gpus"].empty()) {
+  std::vector<json> gpus = gpus_of(workers);
+  if (gpus.empty())
     line("GPU", driver == 0 ? "none: no driver is loaded" : "none that CUDA can use");
-  }
+  for (json& gpu : gpus) gpu.erase("id");
   // Those alike that follow each other in one line.
-  const auto& gpus = cuda["gpus"];
   for (auto gpu = gpus.begin(); gpu != gpus.end();) {
     const auto next =
         std::find_if(gpu, gpus.end(), [&](const json& other) { return other != *gpu; });
@@ -154,8 +195,10 @@ void find_in_gpus(const std::string& host, const std::vector<json>& workers,
     return;
   }
   find_in_driver(host, cuda, has_gpu, findings);
-  find_in_libraries(host, cuda, findings);
-  const auto count = static_cast<int>(cuda["gpus"].size());
+  find_in_libraries(host, cuda, workers.size() > 1, findings);
+  find_in_cudnn(host, cuda, findings);
+  const std::vector<json> gpus = gpus_of(workers);
+  const auto count = static_cast<int>(gpus.size());
   const auto here = static_cast<int>(workers.size());
   if (count > 0 && here > count) {
     findings.push_back(
@@ -166,7 +209,7 @@ void find_in_gpus(const std::string& host, const std::vector<json>& workers,
                      count)});
   }
   for (int i = 0; i < count; i++) {
-    const json& gpu = cuda["gpus"][static_cast<size_t>(i)];
+    const json& gpu = gpus[static_cast<size_t>(i)];
     const auto architecture = gpu["architecture"].get<int>();
     if (architecture >= kOldestArchitecture) continue;
     findings.push_back(

@@ -12,9 +12,11 @@ namespace lockstep::launch {
 // This worker's part of the report:
 //   built            whether this program was built with CUDA; without, there is nothing more
 //   driver, runtime, runtime_built   as CudaVersions (core/device.h)
-//   cublaslt, nccl   {built, loaded}, as LibraryVersion
-//   gpus             all that this process sees: {name, architecture, memory_bytes}
-//   gpu              which of them this worker measures, by its place on its host; -1: none
+//   cublaslt, nccl   {built, loaded}, as LibraryVersion; and of NCCL `obstacle`, why it is of no
+//                    use, or ""
+//   cudnn            {version, obstacle}: "9.19.0", and why attention is not by it, or ""
+//   gpus             all that this process sees: {id, name, architecture, memory_bytes}
+//   gpu              which of them this worker computes on (worker_gpus.h); -1: none
 //   bf16_flops, fp32_flops   matrix products of that GPU, shared by the workers that share it
 // Measures where there is a GPU to use. Collective.
 nlohmann::json examine_gpus(MpiSession& session);
@@ -22,8 +24,8 @@ nlohmann::json examine_gpus(MpiSession& session);
 // Whether every worker has a GPU to compute on, as --device auto decides.
 bool all_have_gpus(const nlohmann::json& workers);
 
-// The lines of one host, from the report of its first worker.
-void print_gpus(const nlohmann::json& worker);
+// The lines of one host; `workers` are its own.
+void print_gpus(const std::vector<nlohmann::json>& workers);
 
 // What is wrong with CUDA on one host; `workers` are those of the host.
 void find_in_gpus(const std::string& host, const std::vector<nlohmann::json>& workers,

@@ -1,5 +1,7 @@
 #include "launch/machine.h"
 
+#include <elf.h>
+#include <link.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -9,6 +11,8 @@
 #include <map>
 #include <set>
 #include <sstream>
+
+#include "comm/agreement.h"
 
 namespace lockstep::launch {
 namespace {
@@ -115,16 +119,11 @@ Machine this_machine() {
 }
 
 CoreShare share_of_cores(const Machine& machine, MpiSession& session) {
-  // What every worker may run on: "host core core ...", a line a worker.
-  std::string mine = session.host();
-  for (const int core : machine.cores) mine += fmt::format(" {}", core);
-  std::string all = fmt::format("{}", fmt::join(session.world().gather(mine), "\n"));
-  session.world().broadcast(all, 0);
-
+  // What every worker may run on: "host core core ...".
+  const std::string mine = fmt::format("{} {}", session.host(), fmt::join(machine.cores, " "));
   std::map<int, int> workers_of_core;  // of this host
-  std::istringstream lines(all);
-  for (std::string line; std::getline(lines, line);) {
-    std::istringstream words(line);
+  for (const std::string& text : said_by_all(session.world(), mine)) {
+    std::istringstream words(text);
     std::string host;
     words >> host;
     for (int core; host == session.host() && words >> core;) workers_of_core[core]++;
@@ -135,6 +134,31 @@ CoreShare share_of_cores(const Machine& machine, MpiSession& session) {
   // The sum of n shares of 1/n may fall just short of 1.
   return {std::max(1, static_cast<int>(std::floor(share + 1e-6))),
           static_cast<int>(workers_of_core.size())};
+}
+
+std::string build_id() {
+  std::string id;
+  // Of the first object, which is the program. Its notes: sizes of name and content, a type, the
+  // name, the content, each padded to 4 bytes.
+  const auto read = [](dl_phdr_info* object, size_t, void* out) {
+    for (int i = 0; i < object->dlpi_phnum; i++) {
+      const ElfW(Phdr)& segment = object->dlpi_phdr[i];
+      if (segment.p_type != PT_NOTE || segment.p_align > 4) continue;
+      const auto* at = reinterpret_cast<const unsigned char*>(object->dlpi_addr + segment.p_vaddr);
+      for (const auto* end = at + segment.p_memsz; at < end;) {
+        const auto* note = reinterpret_cast<const ElfW(Nhdr)*>(at);
+        const unsigned char* content = at + sizeof *note + (note->n_namesz + 3) / 4 * 4;
+        at = content + (note->n_descsz + 3) / 4 * 4;
+        if (note->n_type != NT_GNU_BUILD_ID) continue;
+        for (unsigned k = 0; k < std::min(note->n_descsz, 8u); k++) {
+          *static_cast<std::string*>(out) += fmt::format("{:02x}", content[k]);
+        }
+      }
+    }
+    return 1;
+  };
+  dl_iterate_phdr(read, &id);
+  return id;
 }
 
 int64_t space_bytes(const std::filesystem::path& folder) {

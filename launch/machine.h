@@ -29,6 +29,9 @@ struct CoreShare {
 // Workers that mpirun bound to cores of their own share nothing. Collective.
 CoreShare share_of_cores(const Machine& machine, MpiSession& session);
 
+// Names the program as it was linked: no other build has the same. "" when the linker left none.
+std::string build_id();
+
 int64_t space_bytes(const std::filesystem::path& folder);  // free to this user; 0 when unknown
 double load_average();                                     // of the last minute
 bool has_nvidia_gpu();

@@ -79,6 +79,7 @@ ExitCode run_replay(const Arguments& arguments, MpiSession& session) {
         }
       });
   if (session.rank() != 0) return result.same ? ExitCode::done : ExitCode::difference;
+  for (const std::string& note : result.notes) spdlog::warn("{}", note);
   if (result.same) {
     fmt::print("steps {} to {} trained again: every bit of {} agrees\n", first + 1, last,
                to->path().string());

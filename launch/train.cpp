@@ -1,7 +1,5 @@
 #include <spdlog/spdlog.h>
 
-#include <bit>
-
 #include "checkpoints/checkpoint.h"
 #include "comm/agreement.h"
 #include "core/file.h"
@@ -11,6 +9,7 @@
 #include "launch/command.h"
 #include "launch/dry_run.h"
 #include "launch/machine.h"
+#include "launch/memory_check.h"
 #include "launch/run_lock.h"
 #include "launch/same_tokenizer.h"
 #include "launch/text.h"
@@ -93,29 +92,6 @@ void write_options(const TrainOptions& options, const OptionTable& table) {
                                              "--config' accepts this file.\n"));
 }
 
-// Otherwise the system ends a worker without a word when memory runs out.
-void check_memory(const TrainConfig& config, const MpiSession& session) {
-  const int64_t parameters = ParameterTable(config.model).size();
-  // Weights and gradients; two moments, and master weights where they are not the weights
-  // themselves, which the ordered reduction deals out.
-  const int64_t whole = size_bytes(config.precision) + 4;
-  const int64_t state = config.precision == DType::fp32 ? 8 : 12;
-  const int64_t owners = config.reduce == Reduce::ordered ? session.size() : 1;
-  // Gradients of virtual workers that wait for their neighbours (docs/determinism.md).
-  const auto each = static_cast<uint64_t>(config.virtual_workers / session.size());
-  const int64_t waiting = size_bytes(config.gradient_dtype) * (std::bit_width(each) - 1);
-  const int64_t needed =
-      (parameters * (whole + waiting) + parameters * state / owners) * session.local_size();
-  const int64_t there = this_machine().memory_bytes;
-  if (there == 0 || needed <= there) return;
-  throw UsageError(
-      "a model of {} parameters needs {} on {} for {}, activations aside; there are {}\n"
-      "choose a smaller model, or fewer workers a host",
-      count_text(parameters), size_text(needed), session.host(),
-      session.local_size() == 1 ? "one worker" : fmt::format("{} workers", session.local_size()),
-      size_text(there));
-}
-
 // Once, where the machine makes a difference.
 void say_precision(PrecisionChoice asked, DType precision) {
   const bool fast = kernels::cpu::has_fast_product(precision);
@@ -174,7 +150,7 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
     adapt_micro_batch(options, table, session->size(), first);
     config = resolve_train(options, table, surroundings);
     config.device = device;
-    if (device == Device::cpu && !options.dry_run) check_memory(config, *session);
+    if (device == Device::cpu && !options.dry_run) check_host_memory(config, *session);
   });
   if (options.dry_run) {
     run_together(world, [&] {
@@ -189,11 +165,16 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   const std::string obstacle = attention_obstacle(config);
   if (first && !obstacle.empty()) spdlog::info("attention by our own kernels: {}", obstacle);
   const auto nccl = device_communicator(device, world, options.collective_timeout_s);
-  return train(config, nccl ? *nccl : world, [&] {
-    if (!first) return;
-    lock.take(options.run);  // of a run that has begun just now
-    write_options(options, table);
-  });
+  if (device == Device::cuda) check_gpu_memory(config, *session);
+  try {
+    return train(config, nccl ? *nccl : world, [&] {
+      if (!first) return;
+      lock.take(options.run);  // of a run that has begun just now
+      write_options(options, table);
+    });
+  } catch (const OutOfGpuMemory& error) {
+    fail_for_gpu_memory(config, *session, error.what());
+  }
 }
 
 }  // namespace lockstep::launch

@@ -196,6 +196,9 @@ void add_machine_options(OptionTable& table, TrainOptions& o) {
   table.add("recompute", flag(o.recompute),
             "redo each layer's forward pass in backward: less memory, a third more time, the same "
             "bits");
+  table.add("cuda-graph", negatable_flag(o.cuda_graph),
+            "with --device cuda: capture the step once and launch it whole, the same bits (default "
+            "cuda-graph)");
 
   table.group("Machine");
   add_machine_options(table, o.machine);
@@ -433,6 +436,7 @@ TrainConfig resolve_train(TrainOptions& o, const OptionTable& table,
   config.precision = precision;
   if (o.loss_scale != "dynamic") config.loss_scale = to_real(o.loss_scale, kPositive);
   config.recompute = o.recompute;
+  config.cuda_graph = o.cuda_graph;
   config.checkpoint_every = *o.checkpoint_every;
   config.keep = o.keep;
   config.evaluate_every = *o.evaluate_every;

@@ -39,6 +39,7 @@ struct TrainOptions {
   int64_t check_replicas = 0;
   double collective_timeout_s = 600;
   bool recompute = false;
+  bool cuda_graph = true;
 
   MachineOptions machine;
 

@@ -1,10 +1,12 @@
 #include "model/activations.h"
 
+#include "core/range.h"
+
 namespace lockstep {
 
 Tensor Arena::take(DType dtype, Shape shape) {
   constexpr int64_t kCacheLine = 64;
-  const int64_t begin = (end_ + kCacheLine - 1) / kCacheLine * kCacheLine;
+  const int64_t begin = round_up(end_, kCacheLine);
   end_ = begin + shape.size() * lockstep::size_bytes(dtype);
   return buffer_ == nullptr ? Tensor() : buffer_->tensor(dtype, shape, begin);
 }
@@ -40,7 +42,7 @@ LayerGradients plan_gradients(Arena& arena, const ModelConfig& config, DType dty
   d.qkv = arena.take(dtype, {b, t, config.heads().packed()});
   d.attended = arena.take(dtype, {b, t, config.num_heads * config.head_dim});
   d.up = arena.take(dtype, {b, t, gpt2 ? config.ffn_size : 2 * config.ffn_size});
-  d.activated = gpt2 ? d.up : arena.take(dtype, {b, t, config.ffn_size});
+  if (!gpt2) d.activated = arena.take(dtype, {b, t, config.ffn_size});
   return d;
 }
 

@@ -13,12 +13,15 @@
 namespace lockstep {
 
 Decoder::Decoder(const ModelConfig& config, const Tensor& weights, int64_t chunk)
+    : Decoder(config, parameter_views(ParameterTable(config), weights), chunk) {}
+
+Decoder::Decoder(const ModelConfig& config, const ModelParameters& parameters, int64_t chunk)
     : config_(config),
-      parameters_(parameter_views(ParameterTable(config), weights)),
-      dtype_(weights.dtype()),
+      parameters_(parameters),
+      dtype_(parameters.tokens.dtype()),
       chunk_(std::min(chunk, config.context_length)),
-      tokens_(DType::int32, {chunk_}, weights.device()),
-      stream_(weights.device()) {
+      tokens_(DType::int32, {chunk_}, parameters.tokens.device()),
+      stream_(parameters.tokens.device()) {
   CHECK(chunk >= 1);
   if (config_.family == Family::llama) {
     rope_table_ = rope_table(config_, config_.context_length, stream_.device());
@@ -80,7 +83,7 @@ void Decoder::forward_pieces(std::span<const Piece> pieces, kernels::Rows rows) 
     after_attention(config_, weights, a, LayerDropout(), stream_);
   }
   norm_forward(config_, activations_.final_normed, activations_.final_mean,
-               activations_.final_scale, activations_.final_input(), parameters_.final_gain,
+               activations_.final_scale, activations_.final_input(), {}, parameters_.final_gain,
                parameters_.final_bias, stream_);
 }
 

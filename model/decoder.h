@@ -30,6 +30,9 @@ class Decoder {
   // time: activations need chunk * (about 8 C + 3 F) elements.
   Decoder(const ModelConfig& config, const Tensor& weights, int64_t chunk = 128);
 
+  // The same of parameters that stand apart, the layers' matrices quantized or not.
+  Decoder(const ModelConfig& config, const ModelParameters& parameters, int64_t chunk = 128);
+
   // Appends tokens to each sequence of the batch, all different ones. Writes the states after the
   // final norm of those that are wanted, in order, to hidden (M, C), in compute precision.
   //

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/device.h"
+#include "core/range.h"
 #include "core/tensor.h"
 #include "model/config.h"
 
@@ -29,7 +30,7 @@ class KvPages {
   static int64_t bytes_a_token(const ModelConfig& config, DType dtype) {
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * size_bytes(dtype);
   }
-  int64_t pages_for(int64_t tokens) const { return (tokens + page_size_ - 1) / page_size_; }
+  int64_t pages_for(int64_t tokens) const { return pieces(tokens, page_size_); }
   int64_t in_use() const { return in_use_; }  // that sequences hold, each counted once
   int64_t allocated() const { return in_use_ + static_cast<int64_t>(free_.size()); }
 

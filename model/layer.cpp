@@ -6,6 +6,7 @@
 #include "kernels/attention.h"
 #include "kernels/layernorm.h"
 #include "kernels/matmul.h"
+#include "kernels/quantized_matmul.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 
@@ -50,12 +51,13 @@ Buffer rope_table(const ModelConfig& config, int64_t positions, Device device) {
 }
 
 void norm_forward(const ModelConfig& config, const Tensor& y, const Tensor& mean,
-                  const Tensor& scale, const Tensor& x, const Tensor& gain, const Tensor& bias,
-                  Stream& stream) {
+                  const Tensor& scale, const Tensor& x, const kernels::ResidualSum& residual,
+                  const Tensor& gain, const Tensor& bias, Stream& stream) {
   if (config.family == Family::gpt2) {
-    kernels::layernorm_forward(y, mean, scale, x, gain, bias, config.norm_epsilon, stream);
+    kernels::layernorm_forward(y, mean, scale, x, residual, gain, bias, config.norm_epsilon,
+                               stream);
   } else {
-    kernels::rmsnorm_forward(y, scale, x, gain, config.norm_epsilon, stream);
+    kernels::rmsnorm_forward(y, scale, x, residual, gain, config.norm_epsilon, stream);
   }
 }
 
@@ -69,12 +71,24 @@ void norm_backward(const ModelConfig& config, const Tensor& dx, const Tensor& dg
   }
 }
 
+namespace {
+
+void linear(const Tensor& y, const Tensor& x, const Tensor& weight,
+            const kernels::QuantizedMatrix& quantized, const Tensor& bias, kernels::Rows rows,
+            Stream& stream) {
+  if (quantized.empty()) return kernels::linear_forward(y, x, weight, bias, rows, stream);
+  // One way for both: a row's bits do not depend on how many there are.
+  kernels::cpu::quantized_linear_forward(y, x, quantized, bias, stream);
+}
+
+}  // namespace
+
 void before_attention(const ModelConfig& config, const LayerParameters& w,
                       const LayerActivations& a, const Tensor& rope_table, int64_t first_position,
                       Stream& stream) {
-  norm_forward(config, a.normed_input, a.attention_mean, a.attention_scale, a.input,
+  norm_forward(config, a.normed_input, a.attention_mean, a.attention_scale, a.input, {},
                w.attention_norm_gain, w.attention_norm_bias, stream);
-  kernels::linear_forward(a.qkv, a.normed_input, w.qkv_weight, w.qkv_bias, a.rows, stream);
+  linear(a.qkv, a.normed_input, w.qkv_weight, w.quantized.qkv, w.qkv_bias, a.rows, stream);
   if (!rope_table.empty()) {
     kernels::rope_forward(a.qkv, rope_table, config.heads(), first_position, stream);
   }
@@ -82,18 +96,25 @@ void before_attention(const ModelConfig& config, const LayerParameters& w,
 
 void after_attention(const ModelConfig& config, const LayerParameters& w, const LayerActivations& a,
                      const LayerDropout& dropout, Stream& stream) {
-  kernels::linear_forward(a.middle, a.attended, w.output_weight, w.output_bias, a.rows, stream);
-  kernels::residual_add(a.middle, a.input, a.middle, dropout.attention_branch, stream);
-
-  norm_forward(config, a.normed_middle, a.ffn_mean, a.ffn_scale, a.middle, w.ffn_norm_gain,
-               w.ffn_norm_bias, stream);
-  kernels::linear_forward(a.up, a.normed_middle, w.up_weight, w.up_bias, a.rows, stream);
-  if (config.family == Family::gpt2) {
-    kernels::activation_forward(a.activated, a.up, config.activation, stream);
-  } else {
-    kernels::gated_activation_forward(a.activated, a.up, config.activation, stream);
+  linear(a.middle, a.attended, w.output_weight, w.quantized.output, w.output_bias, a.rows, stream);
+  Tensor x = a.input;
+  kernels::ResidualSum residual{a.middle, a.middle};
+  if (dropout.attention_branch.active()) {
+    kernels::residual_add(a.middle, a.input, a.middle, dropout.attention_branch, stream);
+    x = a.middle, residual = {};
   }
-  kernels::linear_forward(a.output, a.activated, w.down_weight, w.down_bias, a.rows, stream);
+  norm_forward(config, a.normed_middle, a.ffn_mean, a.ffn_scale, x, residual, w.ffn_norm_gain,
+               w.ffn_norm_bias, stream);
+  if (config.family == Family::gpt2 && w.quantized.up.empty()) {
+    kernels::linear_activation_forward(a.activated, a.up, a.normed_middle, w.up_weight, w.up_bias,
+                                       config.activation, a.rows, stream);
+  } else {
+    linear(a.up, a.normed_middle, w.up_weight, w.quantized.up, w.up_bias, a.rows, stream);
+    const auto activate = config.family == Family::gpt2 ? kernels::activation_forward
+                                                        : kernels::gated_activation_forward;
+    activate(a.activated, a.up, config.activation, stream);
+  }
+  linear(a.output, a.activated, w.down_weight, w.quantized.down, w.down_bias, a.rows, stream);
   kernels::residual_add(a.output, a.middle, a.output, dropout.ffn_branch, stream);
 }
 
@@ -121,10 +142,11 @@ void ffn_backward(const ModelConfig& config, const LayerParameters& w, const Lay
                   const kernels::DropoutMask& mask, Stream& stream) {
   const Tensor dbranch = branch_gradient(d, mask, stream);
   kernels::linear_backward_weight(dw.down_weight, dw.down_bias, dbranch, a.activated, stream);
-  kernels::linear_backward_input(d.activated, dbranch, w.down_weight, stream);
   if (config.family == Family::gpt2) {
-    kernels::activation_backward(d.up, d.activated, a.up, config.activation, stream);
+    kernels::linear_activation_backward_input(d.up, dbranch, w.down_weight, a.up, config.activation,
+                                              stream);
   } else {
+    kernels::linear_backward_input(d.activated, dbranch, w.down_weight, stream);
     kernels::gated_activation_backward(d.up, d.activated, a.up, config.activation, stream);
   }
   kernels::linear_backward_weight(dw.up_weight, dw.up_bias, d.up, a.normed_middle, stream);

@@ -3,6 +3,7 @@
 #include "core/tensor.h"
 #include "kernels/dropout.h"
 #include "kernels/matmul.h"
+#include "kernels/residual_sum.h"
 #include "model/config.h"
 #include "model/parameter_views.h"
 
@@ -44,7 +45,7 @@ struct LayerGradients {
   Tensor qkv;        // (B, T, (H + 2K) * D)
   Tensor attended;   // (B, T, H * D)
   Tensor up;         // as LayerActivations::up
-  Tensor activated;  // (B, T, F); gpt2: the same memory as up
+  Tensor activated;  // (B, T, F); llama
 };
 
 // The masks of one layer's three dropouts, as in GPT-2.
@@ -94,8 +95,8 @@ void layer_backward(const ModelConfig& config, const LayerParameters& weights,
 // The family's norm of each row, forward and backward (kernels/layernorm.h, kernels/rmsnorm.h), for
 // the final norm too. mean and bias are empty for llama.
 void norm_forward(const ModelConfig& config, const Tensor& y, const Tensor& mean,
-                  const Tensor& scale, const Tensor& x, const Tensor& gain, const Tensor& bias,
-                  Stream& stream);
+                  const Tensor& scale, const Tensor& x, const kernels::ResidualSum& residual,
+                  const Tensor& gain, const Tensor& bias, Stream& stream);
 // Adds to dx, dgain and dbias.
 void norm_backward(const ModelConfig& config, const Tensor& dx, const Tensor& dgain,
                    const Tensor& dbias, const Tensor& dy, const Tensor& x, const Tensor& gain,

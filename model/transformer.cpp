@@ -9,17 +9,17 @@
 #include "kernels/embedding.h"
 #include "kernels/reduce.h"
 #include "model/activations.h"
-#include "model/batch_staging.h"
 #include "model/layer.h"
-#include "model/parameter_views.h"
 
 namespace lockstep {
 
 class Transformer::Implementation {
  public:
-  Implementation(const ModelConfig& config, const Options& options);
+  // `parameters` are somebody else's; null: its own.
+  Implementation(const ModelConfig& config, const Options& options,
+                 const ModelParameters* parameters);
 
-  double forward(const Batch& batch, float gradient_scale);
+  void forward(const Batch& batch, const float* gradient_scale, double* loss_sum);
   void backward(const GroupCallback& group_ready);
   void losses(const Batch& batch, const Tensor& losses);
 
@@ -31,8 +31,8 @@ class Transformer::Implementation {
   Memory memory() const;
 
  private:
-  Batch prepare(const Batch& batch);
-  Batch run_layers(const Batch& batch, float dropout);
+  void prepare(const Batch& batch);
+  void run_layers(const Batch& batch, float dropout);
   void run_layer(int64_t layer, const Batch& batch, float dropout);
   kernels::DropoutMask embedding_dropout(const Batch& batch, float probability) const;
   LayerDropout layer_dropout(const Batch& batch, float probability, int64_t layer) const;
@@ -41,7 +41,7 @@ class Transformer::Implementation {
   Keep keep_;
   ModelParameters parameters_, parameter_gradients_;
   Buffer rope_table_, arena_;
-  BatchStaging staging_;
+  Buffer inputs_;  // (2, B * T) int32; none on the CPU
   Activations activations_;
   int64_t planned_sequences_ = 0, planned_length_ = 0;
   Batch batch_;  // that forward saw last
@@ -106,6 +106,12 @@ int64_t workspace_bytes(const ModelConfig& config, const Transformer::Options& o
   return kernel + chunk.total_bytes() + kProductWorkspaceBytes;
 }
 
+// Tokens and targets of the largest micro-batch, where they are not the CPU's anyway.
+Shape inputs_shape(const Transformer::Options& options) {
+  const int64_t tokens = options.micro_batch_size * options.sequence_length;
+  return {2, options.device == Device::cpu ? 0 : tokens};
+}
+
 }  // namespace
 
 Transformer::Memory Transformer::planned_memory(const ModelConfig& config, const Options& asked) {
@@ -119,8 +125,7 @@ Transformer::Memory Transformer::planned_memory(const ModelConfig& config, const
         rope_table_shape(config, options.sequence_length).size() * size_bytes(DType::fp32);
   }
   memory.workspace = workspace_bytes(config, options);
-  memory.inputs =
-      BatchStaging::device_bytes(options.device, options.micro_batch_size, options.sequence_length);
+  memory.inputs = inputs_shape(options).size() * size_bytes(DType::int32);
   return memory;
 }
 
@@ -129,20 +134,27 @@ Transformer::Memory Transformer::Implementation::memory() const {
           .gradients = gradients_.size_bytes(),
           .activations = arena_.size_bytes() + rope_table_.size_bytes(),
           .workspace = workspace_bytes(config_, options_),
-          .inputs = staging_.device_bytes()};
+          .inputs = inputs_.size_bytes()};
 }
 
-Transformer::Implementation::Implementation(const ModelConfig& config, const Options& options)
+Transformer::Implementation::Implementation(const ModelConfig& config, const Options& options,
+                                            const ModelParameters* parameters)
     : config_(config),
       table_(config),
       options_(resolved(config, options, table_.size())),
-      weights_(options_.precision, {options_.padded_size}, options_.device),
-      gradients_(options_.training ? Buffer(DType::fp32, {options_.padded_size}, options_.device)
-                                   : Buffer()),
+      weights_(parameters == nullptr
+                   ? Buffer::for_peers(options_.precision, {options_.padded_size}, options_.device)
+                   : Buffer()),
+      gradients_(options_.training
+                     ? Buffer::for_peers(DType::fp32, {options_.padded_size}, options_.device)
+                     : Buffer()),
       keep_(keep_of(options_)),
-      staging_(options_.device, options_.micro_batch_size, options_.sequence_length),
+      inputs_(DType::int32, inputs_shape(options_), options_.device),
       stream_(options_.device) {
-  parameters_ = parameter_views(table_, weights_.tensor().slice(0, table_.size()));
+  CHECK(parameters == nullptr || !options_.training);
+  parameters_ = parameters == nullptr
+                    ? parameter_views(table_, weights_.tensor().slice(0, table_.size()))
+                    : *parameters;
   if (options_.training) {
     parameter_gradients_ = parameter_views(table_, gradients_.tensor().slice(0, table_.size()));
   }
@@ -152,8 +164,8 @@ Transformer::Implementation::Implementation(const ModelConfig& config, const Opt
   arena_ = Buffer(arena_bytes(config_, options_), options_.device);
 }
 
-// Checks the batch, lays the activations out for its shape, and brings it to the device.
-Batch Transformer::Implementation::prepare(const Batch& batch) {
+// Checks the batch, and lays the activations out for its shape.
+void Transformer::Implementation::prepare(const Batch& batch) {
   CHECK(batch.tokens.shape().rank() == 2 && batch.tokens.shape() == batch.targets.shape(),
         "tokens {}, targets {}", batch.tokens.shape().to_string(),
         batch.targets.shape().to_string());
@@ -169,7 +181,6 @@ Batch Transformer::Implementation::prepare(const Batch& batch) {
     planned_sequences_ = sequences;
     planned_length_ = length;
   }
-  return staging_.on_device(batch, stream_);
 }
 
 // Each dropout of the model has numbers of its own: site 0 is the embedding's, then three a layer.
@@ -200,9 +211,10 @@ void Transformer::Implementation::run_layer(int64_t layer, const Batch& batch, f
                 rope_table_.tensor(), layer_dropout(batch, dropout, layer), stream_);
 }
 
-// From tokens to the input of the classifier. Returns the batch on the device.
-Batch Transformer::Implementation::run_layers(const Batch& host_batch, float dropout) {
-  const Batch batch = prepare(host_batch);
+// From tokens to the input of the classifier.
+void Transformer::Implementation::run_layers(const Batch& batch, float dropout) {
+  CHECK(batch.tokens.device() == options_.device && batch.targets.device() == options_.device);
+  prepare(batch);
   const Tensor& embedded = activations_.layers.front().input;
   kernels::embedding_forward(embedded, batch.tokens, parameters_.tokens, parameters_.positions, 0,
                              stream_);
@@ -211,20 +223,20 @@ Batch Transformer::Implementation::run_layers(const Batch& host_batch, float dro
   }
   for (int64_t layer = 0; layer < config_.num_layers; layer++) run_layer(layer, batch, dropout);
   norm_forward(config_, activations_.final_normed, activations_.final_mean,
-               activations_.final_scale, activations_.final_input(), parameters_.final_gain,
+               activations_.final_scale, activations_.final_input(), {}, parameters_.final_gain,
                parameters_.final_bias, stream_);
-  return batch;
 }
 
-double Transformer::Implementation::forward(const Batch& host_batch, float gradient_scale) {
+void Transformer::Implementation::forward(const Batch& batch, const float* gradient_scale,
+                                          double* loss_sum) {
   CHECK(options_.training);
-  const Batch batch = run_layers(host_batch, config_.dropout);
+  run_layers(batch, config_.dropout);
   kernels::classifier_loss_and_gradient(
       activations_.losses, activations_.gradients.branch, parameter_gradients_.classifier,
       activations_.final_normed, parameters_.classifier, batch.targets, gradient_scale, stream_);
+  kernels::add_sum(loss_sum, activations_.losses, stream_);
   batch_ = batch;
   backward_is_due_ = true;
-  return kernels::sum(activations_.losses, stream_);
 }
 
 void Transformer::Implementation::backward(const GroupCallback& group_ready) {
@@ -261,7 +273,16 @@ void Transformer::Implementation::backward(const GroupCallback& group_ready) {
 }
 
 void Transformer::Implementation::losses(const Batch& host_batch, const Tensor& losses) {
-  const Batch batch = run_layers(host_batch, 0);
+  Batch batch = host_batch;
+  if (options_.device != Device::cpu) {
+    const Shape shape = batch.tokens.shape();
+    const Tensor there = inputs_.tensor(DType::int32, {2, shape.size()});
+    batch.tokens = there.slice(0, 1).reshape(shape);
+    batch.targets = there.slice(1, 2).reshape(shape);
+    copy(batch.tokens, host_batch.tokens, stream_);
+    copy(batch.targets, host_batch.targets, stream_);
+  }
+  run_layers(batch, 0);
   kernels::classifier_loss(activations_.losses, activations_.final_normed, parameters_.classifier,
                            batch.targets, stream_);
   copy(losses.reshape({losses.size()}), activations_.losses, stream_);
@@ -269,7 +290,10 @@ void Transformer::Implementation::losses(const Batch& host_batch, const Tensor& 
 }
 
 Transformer::Transformer(const ModelConfig& config, const Options& options)
-    : implementation_(std::make_unique<Implementation>(config, options)) {}
+    : implementation_(std::make_unique<Implementation>(config, options, nullptr)) {}
+Transformer::Transformer(const ModelConfig& config, const Options& options,
+                         const ModelParameters& parameters)
+    : implementation_(std::make_unique<Implementation>(config, options, &parameters)) {}
 Transformer::~Transformer() = default;
 
 const ModelConfig& Transformer::config() const { return implementation_->config_; }
@@ -287,8 +311,8 @@ Tensor Transformer::padded_gradients() const {
 
 void Transformer::zero_gradients() { kernels::set_zero(gradients(), implementation_->stream_); }
 
-double Transformer::forward(const Batch& batch, float gradient_scale) {
-  return implementation_->forward(batch, gradient_scale);
+void Transformer::forward(const Batch& batch, const float* gradient_scale, double* loss_sum) {
+  implementation_->forward(batch, gradient_scale, loss_sum);
 }
 
 void Transformer::backward(const GroupCallback& group_ready) {

@@ -6,6 +6,7 @@
 #include "core/tensor.h"
 #include "model/config.h"
 #include "model/parameter_table.h"
+#include "model/parameter_views.h"
 
 // Letters for shapes, here and in kernels/:
 //   B sequences of the micro-batch   T tokens of a sequence     N = B * T
@@ -15,10 +16,17 @@ namespace lockstep {
 
 // Sequences to learn from. targets[b,t] is the token after tokens[b,t]; -1: not counted.
 struct Batch {
-  Tensor tokens;                // (B, T) int32
-  Tensor targets;               // (B, T) int32
-  uint64_t step = 0;            // with the next: keys dropout's random numbers
+  Tensor tokens;   // (B, T) int32
+  Tensor targets;  // (B, T) int32
+  // With the next: keys dropout's random numbers. In the memory of the device that computes.
+  const uint64_t* step = nullptr;
   uint32_t first_sequence = 0;  // place in the global batch of the first sequence here
+
+  // Sequences [begin, end) of it.
+  Batch slice(int64_t begin, int64_t end) const {
+    return {tokens.slice(begin, end), targets.slice(begin, end), step,
+            first_sequence + static_cast<uint32_t>(begin)};
+  }
 };
 
 // Called by backward, on the calling thread, when the gradients of a group (ParameterTable) are
@@ -40,6 +48,9 @@ class Transformer {
     int64_t padded_size = 0;  // elements of each flat buffer, zeros behind the parameters; 0: P
   };
   Transformer(const ModelConfig& config, const Options& options);
+  // Computes with parameters of somebody else, in options.precision and on options.device, which
+  // must outlive it; the layers' matrices may be quantized. Not for training; without weights().
+  Transformer(const ModelConfig& config, const Options& options, const ModelParameters& parameters);
   ~Transformer();
 
   const ModelConfig& config() const;
@@ -56,16 +67,17 @@ class Transformer {
 
   // Forward pass with dropout, and the gradient of gradient_scale * loss at the output layer (its
   // logits never stand in memory whole): the gradient of the output layer's weight is added here.
-  // Returns the sum of the losses of the batch's tokens. The batch is in the CPU's memory, and must
-  // live there until backward returns.
-  double forward(const Batch& batch, float gradient_scale);
+  // *loss_sum += the losses of the batch's tokens. All of it only enqueues; batch, gradient_scale
+  // and loss_sum are in the memory of the device that computes, and must live until backward has
+  // run.
+  void forward(const Batch& batch, const float* gradient_scale, double* loss_sum);
 
   // Adds the gradients of the batch that forward saw last; once for each forward, and before the
   // next losses().
   void backward(const GroupCallback& group_ready);
 
-  // Without dropout or gradients: the loss of each token, written to losses (B, T) fp32, in
-  // the CPU's memory as the batch is.
+  // Without dropout or gradients: the loss of each token, written to losses (B, T) fp32. Both are
+  // in the CPU's memory.
   void losses(const Batch& batch, const Tensor& losses);
 
   // Bytes of the device's memory, by what they are for. The CPU's kernels have scratch memory of
@@ -73,7 +85,7 @@ class Transformer {
   struct Memory {
     int64_t weights = 0, gradients = 0, activations = 0;  // activations: with RoPE's table
     int64_t workspace = 0;  // what kernels ask for at the first step; products may take less
-    int64_t inputs = 0;     // batches, as they came from the CPU
+    int64_t inputs = 0;     // the batch that losses() was given
     int64_t total() const { return weights + gradients + activations + workspace + inputs; }
   };
   Memory memory() const;

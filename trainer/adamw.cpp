@@ -4,7 +4,6 @@
 #include <cmath>
 #include <utility>
 
-#include "kernels/adam.h"
 #include "kernels/reduce.h"
 
 namespace lockstep {
@@ -69,24 +68,26 @@ void AdamW::publish_weights(Stream& stream) {
   }
 }
 
-void AdamW::update(const Tensor& gradients, double gradient_factor, double learning_rate,
-                   int64_t updates_done, Stream& stream) {
+kernels::AdamStep AdamW::next_step(double learning_rate, int64_t updates_done) const {
   const auto updates = static_cast<double>(updates_done + 1);
-  kernels::AdamStep step;
-  step.learning_rate = static_cast<float>(learning_rate);
-  step.beta1 = static_cast<float>(config_.beta1);
-  step.beta2 = static_cast<float>(config_.beta2);
-  step.epsilon = static_cast<float>(config_.epsilon);
-  step.decoupled = config_.kind == OptimizerKind::adamw;
-  step.bias_correction1 = static_cast<float>(1 - std::pow(config_.beta1, updates));
-  step.bias_correction2 = static_cast<float>(1 - std::pow(config_.beta2, updates));
-  step.gradient_factor = static_cast<float>(gradient_factor);
-  step.clip_value = static_cast<float>(config_.clip_value);
+  return {.learning_rate = static_cast<float>(learning_rate),
+          .bias_correction1 = static_cast<float>(1 - std::pow(config_.beta1, updates)),
+          .bias_correction2 = static_cast<float>(1 - std::pow(config_.beta2, updates))};
+}
+
+void AdamW::update(const Tensor& gradients, const kernels::AdamStep* step, Stream& stream) {
+  kernels::AdamConstants constants;
+  constants.beta1 = static_cast<float>(config_.beta1);
+  constants.beta2 = static_cast<float>(config_.beta2);
+  constants.epsilon = static_cast<float>(config_.epsilon);
+  constants.decoupled = config_.kind == OptimizerKind::adamw;
+  constants.clip_value = static_cast<float>(config_.clip_value);
   for (const Run& run : runs_) {
     const Piece& state = run.state;
-    step.weight_decay = run.decay ? static_cast<float>(config_.weight_decay) : 0.0f;
+    constants.weight_decay = run.decay ? static_cast<float>(config_.weight_decay) : 0.0f;
     kernels::adam_update(state.weights, state.master, state.exp_avg, state.exp_avg_sq,
-                         gradients.slice(state.range.begin, state.range.end), step, stream);
+                         gradients.slice(state.range.begin, state.range.end), constants, step,
+                         stream);
   }
 }
 

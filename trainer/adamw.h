@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/range.h"
+#include "kernels/adam.h"
 #include "model/parameter_table.h"
 #include "trainer/config.h"
 
@@ -32,11 +33,13 @@ class AdamW {
   // Rounds the master copy into the model's weights: after it was filled from outside.
   void publish_weights(Stream& stream);
 
-  // The update that follows `updates_done` earlier ones. gradients (P) fp32, of which only the
-  // ranges are read; each is multiplied by gradient_factor first. Writes moments, master and the
-  // model's weights.
-  void update(const Tensor& gradients, double gradient_factor, double learning_rate,
-              int64_t updates_done, Stream& stream);
+  // Of the update that follows `updates_done` earlier ones; with a gradient_factor of 1.
+  kernels::AdamStep next_step(double learning_rate, int64_t updates_done) const;
+
+  // gradients (P) fp32, of which only the ranges are read; each is multiplied by the step's
+  // gradient_factor first. Writes moments, master and the model's weights, unless the step is
+  // skipped. step: one, in the memory of the device that updates.
+  void update(const Tensor& gradients, const kernels::AdamStep* step, Stream& stream);
 
   int64_t memory_bytes() const { return memory_.size_bytes(); }  // beside the model's weights
 

@@ -9,12 +9,12 @@ namespace lockstep {
 class BatchLoader : public BatchSource {
  public:
   BatchLoader(const TokenStream& tokens, const Sampler& sampler, const BatchPlan& plan);
-  Batch batch(int64_t step, int64_t k) override;
+  Batch batch(int64_t step) override;
 
  private:
   const TokenStream& stream_;
   const Sampler sampler_;
-  Buffer tokens_, targets_;  // (micro_batch_size, sequence_length) int32
+  Buffer tokens_, targets_;  // (worker_sequences, sequence_length) int32
 };
 
 }  // namespace lockstep

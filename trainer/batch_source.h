@@ -28,15 +28,15 @@ void validate(const BatchPlan& plan);
 // What divides n, the smallest first, and ", ..." if they are many: "1, 2, 3, 4, 6, 8, 12, 24".
 std::string divisors_text(int64_t n);
 
-// Where a step's micro-batches come from.
+// Where a step's batches come from.
 class BatchSource {
  public:
   explicit BatchSource(const BatchPlan& plan) : plan_(plan) { validate(plan); }
   virtual ~BatchSource() = default;
   const BatchPlan& plan() const { return plan_; }
-  // Micro-batch k of this worker in `step` (from 0), over all its virtual workers. Valid until the
-  // next call.
-  virtual Batch batch(int64_t step, int64_t k) = 0;
+  // This worker's share of `step` (from 0), worker_sequences(), in the CPU's memory; without the
+  // number of the step. Valid until the next call.
+  virtual Batch batch(int64_t step) = 0;
 
  protected:
   BatchPlan plan_;

@@ -55,6 +55,7 @@ struct TrainConfig {
   DType precision = DType::fp32;
   std::optional<double> loss_scale;  // none: dynamic where precision is fp16, else 1
   bool recompute = false;
+  bool cuda_graph = true;  // capture the step, where the device is a GPU
   Reduce reduce = Reduce::ordered;
   DType gradient_dtype = DType::fp32;  // in which gradients travel: fp32 or bf16
   double collective_timeout_s = 600;   // the longest wait for other workers

@@ -10,14 +10,12 @@ namespace {
 
 const std::atomic<bool> never{false};
 
-// Micro-batches of nothing but token 0.
+// Batches of nothing but token 0.
 class RehearsedBatches : public BatchSource {
  public:
   explicit RehearsedBatches(const BatchPlan& plan)
-      : BatchSource(plan), tokens_(DType::int32, {plan.micro_batch_size, plan.sequence_length}) {}
-  Batch batch(int64_t step, int64_t) override {
-    return {tokens_.tensor(), tokens_.tensor(), static_cast<uint64_t>(step), 0};
-  }
+      : BatchSource(plan), tokens_(DType::int32, {plan.worker_sequences(), plan.sequence_length}) {}
+  Batch batch(int64_t) override { return {tokens_.tensor(), tokens_.tensor()}; }
 
  private:
   Buffer tokens_;
@@ -51,7 +49,7 @@ int64_t largest_micro_batch(const TrainConfig& config, const Training::Memory& p
     Transformer::Options options = model_options(config, padded_size);
     options.micro_batch_size = sequences;
     const auto model = Transformer::planned_memory(config.model, options);
-    return model.total() + plan.optimizer + plan.reduction <= memory_bytes;
+    return model.total() + plan.total() - plan.model.total() <= memory_bytes;
   };
   if (!fits(1)) return 0;
   int64_t most = 1, too_many = 2;

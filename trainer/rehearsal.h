@@ -20,7 +20,9 @@ Training::Memory planned_memory(const TrainConfig& config, int rank, int workers
 int64_t largest_micro_batch(const TrainConfig& config, const Training::Memory& plan,
                             int64_t memory_bytes);
 
-// What a GPU can do, as its maker says.
+// What a GPU can do, as its maker's data sheets say: NVIDIA's of the A100 (80 GB, SXM), H100 (SXM5)
+// and H200 (SXM), with products dense (the sheets print twice as much, for sparse operands) and
+// half of NVLink's total as one way.
 struct GpuLimits {
   std::string_view name;   // "h100"
   std::string_view title;  // "H100 SXM"
@@ -31,7 +33,8 @@ struct GpuLimits {
 };
 const std::vector<GpuLimits>& known_gpus();
 
-// What share of those limits well-made kernels reach.
+// What share of those limits well-made kernels reach. Assumed, none measured here: what is commonly
+// reported of large products, of copies of large arrays, and of large messages over NVLink.
 struct Efficiency {
   double tensor = 0.7, vector = 0.5, memory = 0.85, link = 0.8;
   double launch_s = 2e-6;  // of the device's time, that each piece of work costs beside its own

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "comm/agreement.h"
+#include "trainer/product_record.h"
 #include "trainer/training.h"
 
 namespace lockstep {
@@ -153,12 +154,18 @@ Replay replay(TrainConfig config, Checkpoint from, const Checkpoint& to, const D
   Training training(config, communicator, dataset, start, never);
 
   Replay result;
+  if (config.device == Device::cuda) result.notes = ProductRecord(config.run).reuse(communicator);
   while (training.state().step < last) {
     const StepResult step = training.step();
     progress(step.step);
     const auto line = noted.find(step.step);
     const std::string said = line == noted.end() ? "" : difference(step, line->second);
-    if (!said.empty() && result.same) result = {false, step.step, said};
+    const auto differs = [&](const std::string& what) {
+      if (result.same) result.step = step.step;
+      result.what += (result.same ? "" : "; ") + what;
+      result.same = false;
+    };
+    if (!said.empty() && result.same) differs(said);
 
     std::optional<Checkpoint> there;
     if (step.step != last && std::binary_search(saved.begin(), saved.end(), step.step)) {
@@ -169,8 +176,7 @@ Replay replay(TrainConfig config, Checkpoint from, const Checkpoint& to, const D
     if (!there && step.step != last) continue;
     const std::string held = difference(training, there ? *there : to, communicator);
     if (held.empty()) continue;
-    if (result.same) return {false, step.step, held};
-    result.what += "; " + held;
+    differs(held);
     return result;
   }
   return result;

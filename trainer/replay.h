@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "checkpoints/checkpoint.h"
 #include "comm/communicator.h"
@@ -16,6 +17,7 @@ struct Replay {
   // checkpoint differs, and what differs there ("loss", "/model/..." with the element).
   int64_t step = 0;
   std::string what;
+  std::vector<std::string> notes;  // why it may differ (trainer/product_record.h)
 };
 
 // Trains again from checkpoint `from` to the step of `to`, two of one run that `config` describes,

@@ -151,6 +151,7 @@ std::vector<std::string> check_resume(const TrainConfig& config, const Dataset& 
 void check_initial_weights(const TrainConfig& config, const Dataset& dataset,
                            const Checkpoint& checkpoint) {
   check_tokenizer(dataset, checkpoint);
+  checkpoint.require_whole_weights("training");
   // Neither changes a parameter: how much is dropped, and, with rotary positions, how far they go.
   std::vector<std::string> free{"dropout"};
   if (config.model.family == Family::llama) free.push_back("context_length");

@@ -19,6 +19,15 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// Of the matrix products of all workers together, FLOP/s.
+double measure_peak(const TrainConfig& config, Communicator& communicator) {
+  communicator.set_purpose("before measuring the machine's rate");
+  communicator.barrier();  // workers that share a machine measure at the same time
+  double flops = kernels::measured_product_rate(config.precision, config.device);
+  communicator.all_reduce(&flops, 1, ReduceOp::sum);
+  return flops;
+}
+
 // For what other workers write: as for all else that they are waited for, within reason.
 std::chrono::milliseconds patience(const TrainConfig& config) {
   return std::chrono::milliseconds(
@@ -37,9 +46,11 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
     : config_(config),
       communicator_(communicator),
       dataset_(dataset),
+      peak_flops_(measure_peak(config, communicator)),
       training_(config, communicator, dataset, start, stop_requested),
       checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep,
                    patience(config)),
+      products_(config.run),
       progress_(communicator.rank() == 0, config.log_every) {
   if (dataset.has_split("validation") && dataset.split("validation").size() > 1) {
     validation_ = &dataset.split("validation");
@@ -48,6 +59,11 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
   first_step_ = state().step;
   open_run_folder();
   describe(start);
+  if (start.resumes && config.device == Device::cuda) note(products_.reuse(communicator));
+}
+
+void Run::note(const std::vector<std::string>& texts) {
+  for (const std::string& text : texts) progress_.note(text);
 }
 
 void Run::open_run_folder() {
@@ -77,7 +93,7 @@ void Run::describe(const Start& start) {
       "{} of {} of {} tokens: {:.2f} epochs of {} tokens", plural(config_.steps, "step"),
       plural(config_.batch_size, "sequence"), config_.model.context_length,
       sampler(config_, dataset_).epoch(config_.steps), count_text(dataset_.split("train").size())));
-  for (const std::string& text : start.notes) progress_.note(text);
+  note(start.notes);
   if (start.checkpoint) {
     progress_.note(fmt::format("{} {}",
                                start.resumes ? "going on from" : "starting with weights of",
@@ -96,21 +112,25 @@ ExitCode Run::train() {
                     config_.run.string(), state().step));
     return ExitCode::done;
   }
-  measure_peak();
   bool stop = false;
+  auto start = Clock::now();
   while (!finished() && !stop) {
-    const auto start = Clock::now();
     const StepResult result = training_.step();
     const double step_seconds = seconds_since(start);
     if (result.step == first_step_ + 1) second_step_start_ = Clock::now();
+    stop = result.stop && !finished();
 
-    if (config_.check_replicas > 0 && state().step % config_.check_replicas == 0) {
+    // A GPU goes on while the host reports.
+    start = Clock::now();
+    const bool ahead = config_.device == Device::cuda && !stop && !pause_due();
+    if (ahead) training_.start_step();
+    if (due(config_.check_replicas)) {
       check_replicas(training_.model(), state().step, communicator_);
     }
-    stop = result.stop && !finished();
     report(result, step_seconds, evaluate_when_due(stop));
     give_up_when_lost(result);
     save_when_due(stop);
+    if (!ahead) start = Clock::now();
   }
   finish_save();
   if (stop) {
@@ -120,17 +140,14 @@ ExitCode Run::train() {
   return stop ? ExitCode::stopped : ExitCode::done;
 }
 
-void Run::measure_peak() {
-  communicator_.set_purpose("before measuring the machine's rate");
-  communicator_.barrier();  // workers that share a machine measure at the same time
-  peak_flops_ = kernels::measured_product_rate(config_.precision, config_.device);
-  communicator_.all_reduce(&peak_flops_, 1, ReduceOp::sum);
+bool Run::pause_due() const {
+  return finished() || due(config_.check_replicas) || due(config_.evaluate_every) ||
+         due(config_.checkpoint_every) || state().lost_steps >= kLostStepsAllowed;
 }
 
 std::optional<Evaluation> Run::evaluate_when_due(bool stop) {
-  const bool due =
-      finished() || (config_.evaluate_every > 0 && state().step % config_.evaluate_every == 0);
-  if (!due || stop || validation_ == nullptr) return std::nullopt;
+  const bool wanted = finished() || due(config_.evaluate_every);
+  if (!wanted || stop || validation_ == nullptr) return std::nullopt;
   return evaluate(training_.model(), *validation_, communicator_, validation_windows(config_));
 }
 
@@ -181,11 +198,12 @@ void Run::save_when_due(bool stop) {
   bool written = false;
   run_together(communicator_, [&] { written = checkpoints_.poll(); });  // throws what went wrong
   if (written) note_saved();
-  const bool due = config_.checkpoint_every > 0 && state().step % config_.checkpoint_every == 0;
-  if (!due && !stop && !finished()) return;
+  if (!due(config_.checkpoint_every) && !stop && !finished()) return;
 
   run_together(communicator_, [&] {
-    if (first_worker()) checkpoints_.prepare(state().step);
+    if (!first_worker()) return;
+    checkpoints_.prepare(state().step);
+    if (config_.device == Device::cuda) note(products_.write());
   });
   saving_step_ = state().step;
   CheckpointInfo info{.step = state().step,

@@ -7,6 +7,7 @@
 #include "checkpoints/checkpoint.h"
 #include "inference/evaluate.h"
 #include "trainer/metrics.h"
+#include "trainer/product_record.h"
 #include "trainer/progress.h"
 #include "trainer/resume.h"
 #include "trainer/training.h"
@@ -36,7 +37,7 @@ class Run {
 
   void open_run_folder();
   void describe(const Start& start);
-  void measure_peak();
+  void note(const std::vector<std::string>& texts);
 
   std::optional<Evaluation> evaluate_when_due(bool stop);
   void report(const StepResult& result, double step_seconds,
@@ -48,19 +49,23 @@ class Run {
 
   bool first_worker() const { return communicator_.rank() == 0; }
   bool finished() const { return state().step >= config_.steps; }
+  // What happens every so many steps, 0 for never, follows this one.
+  bool due(int64_t every) const { return every > 0 && state().step % every == 0; }
+  bool pause_due() const;  // something needs the model between this step and the next
 
   const TrainConfig& config_;
   Communicator& communicator_;
   const Dataset& dataset_;
+  const double peak_flops_;  // a second, of all workers together; measured in memory now free again
   Training training_;
 
   const TokenStream* validation_ = nullptr;  // none: the dataset has no validation text
   CheckpointWriter checkpoints_;
   std::optional<int64_t> saving_step_, saved_step_;
   std::optional<MetricsFile> metrics_;  // the first worker's
+  ProductRecord products_;
   Progress progress_;
 
-  double peak_flops_ = 0;  // a second, of all workers together
   int64_t first_step_ = 0;
   Clock::time_point second_step_start_;
   double tokens_per_second_ = 0;  // smoothed

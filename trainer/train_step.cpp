@@ -1,28 +1,113 @@
 #include "trainer/train_step.h"
 
+#include <algorithm>
 #include <cmath>
+#include <utility>
+#include <vector>
 
+#include "core/check.h"
 #include "kernels/reduce.h"
 
 namespace lockstep {
+TrainStep::TrainStep(Transformer& model, BatchSource& batches, const Sharding& sharding,
+                     GradientReducer& reducer, AdamW& optimizer, LossScaler& scaler,
+                     const LrSchedule& schedule, Communicator& communicator,
+                     const std::atomic<bool>& stop_requested, const Options& options)
+    : model_(model),
+      batches_(batches),
+      sharding_(sharding),
+      reducer_(reducer),
+      optimizer_(optimizer),
+      scaler_(scaler),
+      schedule_(schedule),
+      communicator_(communicator),
+      stop_requested_(stop_requested),
+      options_(options),
+      staging_(model.options().device, batches.plan().worker_sequences(),
+               batches.plan().sequence_length),
+      inputs_(model.options().device),
+      decision_(model.options().device),
+      places_{sharding.workers(), sharding.virtual_workers_each(), sharding.num_buckets()},
+      numbers_(DType::int32,
+               words<double>(nullptr, places_.workers * places_.size(), Device::cpu).shape(),
+               model.options().device) {
+  std::vector<Range> slices;
+  for (const Sharding::Slice& slice : sharding.slices()) slices.push_back(slice.range);
+  for (const Range& range : slices) largest_slice_ = std::max(largest_slice_, range.size());
+  num_slices_ = static_cast<int64_t>(slices.size());
+  const Tensor host_slices = words(slices.data(), num_slices_, Device::cpu);
+  slices_ = Buffer(DType::int32, host_slices.shape(), model.options().device);
+  copy(slices_.tensor(), host_slices, model.stream());
+  model.stream().synchronize();
+}
 
-StepResult TrainStep::run(TrainerState& state) {
+TrainStep::~TrainStep() {
+  if (!started_ || model_.stream().device() == Device::cpu) return;
+  graph_.reset();  // for which NCCL waits before it gives up
+  reducer_.cancel();
+  communicator_.cancel();
+  try {
+    model_.stream().synchronize();
+  } catch (const DeviceError&) {  // what went wrong first is on its way already
+  }
+}
+
+void TrainStep::stage(int64_t step) {
+  staging_.stage(batches_.batch(step));
+  staged_step_ = step;
+}
+
+void TrainStep::start(const TrainerState& state) {
+  CHECK(!std::exchange(started_, true), "a step has been started already");
+  const auto tokens = static_cast<double>(batches_.plan().step_tokens());
+  Stream& stream = model_.stream();
+  if (staged_step_ != state.step) stage(state.step);
+  inputs_.host() = {
+      .step = static_cast<uint64_t>(state.step),
+      .stop = stop_requested_ ? 1.0 : 0.0,
+      .clip = {.loss_scale = scaler_.scale(), .clip_norm = options_.clip_norm},
+      .adam = optimizer_.next_step(schedule_.learning_rate(state.updates), state.updates),
+      .gradient_scale = static_cast<float>(scaler_.scale() / tokens)};
+  inputs_.upload(stream);
+  batch_ = staging_.take(stream);
+  batch_.step = &inputs_.there()->step;
+
+  if (!options_.graph || !warm_) {
+    enqueue();
+    warm_ = true;
+  } else {
+    if (workspace_moves_ != stream.num_workspace_moves()) graph_.reset();
+    if (!graph_) {
+      graph_.emplace(stream, [&] { enqueue(); });
+      workspace_moves_ = stream.num_workspace_moves();
+    }
+    graph_->launch(stream);
+    const std::string what = fmt::format("an operation of step {}", state.step + 1);
+    reducer_.launched(what, stream);
+    communicator_.launched(what, stream);
+  }
+  if (stream.device() == Device::cuda) stage(state.step + 1);  // while it computes
+}
+
+// Everything between the inputs and the decision. What changes from step to step stands in memory.
+void TrainStep::enqueue() {
+  Stream& stream = model_.stream();
   const BatchPlan& plan = batches_.plan();
-  const auto tokens = static_cast<double>(plan.step_tokens());
-  StepResult result{.step = state.step + 1,
-                    .learning_rate = schedule_.learning_rate(state.updates),
-                    .loss_scale = scaler_.scale()};
+  Inputs* const inputs = inputs_.there();
+  auto* const numbers = static_cast<double*>(numbers_.tensor().data());
+  double* const own = numbers + sharding_.rank() * places_.size();
+  kernels::set_zero(words(own, places_.size(), stream.device()), stream);
 
   // 1. Forward and backward of this worker's virtual workers, one micro-batch after the other;
   //    gradients of the mean loss, times the loss scale, add up in fp32. The last backward of each
   //    hands the gradients to the reducer, group by group as they are complete.
-  std::vector<double> loss_sums;
-  for (int64_t v = 0, k = 0; v < plan.virtual_workers_each(); v++) {
+  int64_t sequence = 0;
+  for (int v = 0; v < plan.virtual_workers_each(); v++) {
     model_.zero_gradients();
-    loss_sums.push_back(0);
-    for (int64_t a = 1; a <= plan.accumulation(); a++, k++) {
-      loss_sums.back() += model_.forward(batches_.batch(state.step, k),
-                                         static_cast<float>(scaler_.scale() / tokens));
+    for (int64_t a = 1; a <= plan.accumulation(); a++) {
+      const Batch micro_batch = batch_.slice(sequence, sequence + plan.micro_batch_size);
+      sequence += plan.micro_batch_size;
+      model_.forward(micro_batch, &inputs->gradient_scale, own + places_.loss(0, v));
       model_.backward([&](int group) {
         if (a == plan.accumulation()) reducer_.layer_ready(group);
       });
@@ -33,62 +118,60 @@ StepResult TrainStep::run(TrainerState& state) {
   //    that it updates.
   reducer_.finish();
 
-  // 3. Undo the loss scale before anything looks at a magnitude; agree on the loss, on whether all
-  //    is finite, and on whether to stop.
-  const Agreement agreed = agree(loss_sums);
-  result.loss = agreed.loss_sum / tokens;
-  result.grad_norm = std::sqrt(agreed.sum_of_squares) / scaler_.scale();
-  result.stop = agreed.stop;
+  // 3. Every worker tells all others its losses, the squares of its slices, and whether to stop.
+  kernels::add_sums_of_squares(own + places_.squares(0, 0, 0), model_.gradients(),
+                               static_cast<const Range*>(slices_.tensor().data()), num_slices_,
+                               largest_slice_, stream);
+  // The CPU has computed by now, and the host's inputs are the only ones.
+  if (stream.device() == Device::cpu) inputs->stop = stop_requested_ ? 1 : 0;
+  copy(words(own, 1, stream.device()), words(&inputs->stop, 1, stream.device()), stream);
+  communicator_.set_purpose("of losses and gradient norms");
+  communicator_.all_gather(numbers_.tensor(), stream);
 
-  // 4. A gradient that is not finite never reaches the weights: skip, and lower the scale.
-  result.skipped = !agreed.finite;
+  // 4. Undo the loss scale before anything looks at a magnitude; clip. A gradient that is not
+  //    finite never reaches the weights.
+  kernels::decide_step(decision_.there(), &inputs->adam, numbers, places_, &inputs->clip, stream);
+
+  // 5. Update this worker's ranges, and give every worker the new weights.
+  optimizer_.update(model_.gradients(), &inputs->adam, stream);
+  gather_shards(sharding_, model_.padded_weights(), communicator_, stream);
+  decision_.download(stream);
+}
+
+StepResult TrainStep::finish(TrainerState& state) {
+  CHECK(std::exchange(started_, false), "no step has been started");
+  model_.stream().synchronize();
+  reducer_.check();
+  communicator_.check();
+  const kernels::StepDecision& decision = decision_.host();
+  const auto tokens = batches_.plan().step_tokens();
+  const StepResult result{.step = state.step + 1,
+                          .loss = decision.loss_sum / static_cast<double>(tokens),
+                          .grad_norm = std::sqrt(decision.sum_of_squares) / scaler_.scale(),
+                          .learning_rate = schedule_.learning_rate(state.updates),
+                          .loss_scale = scaler_.scale(),
+                          .skipped = decision.finite == 0,
+                          .stop = decision.stop != 0};
+
   if (result.skipped) {
     state.lost_steps = scaler_.can_lower() ? 0 : state.lost_steps + 1;
     state.skipped_steps++;
     scaler_.overflowed();
-  }
-
-  // 5. Clip, update this worker's ranges, and give every worker the new weights.
-  else {
-    const double factor = clip_.factor(result.grad_norm) / scaler_.scale();
-    optimizer_.update(model_.gradients(), factor, result.learning_rate, state.updates,
-                      model_.stream());
-    gather_shards(sharding_, model_.padded_weights(), communicator_, model_.stream());
+  } else {
     state.updates++;
     state.lost_steps = 0;
     scaler_.succeeded();
   }
-
-  // 6. What the next step starts from.
   state.step++;
-  state.tokens += plan.step_tokens();
+  state.tokens += tokens;
   state.loss_scale = scaler_.scale();
   state.clean_steps = scaler_.clean_steps();
   return result;
 }
 
-// Every worker fills in what it knows and zeros elsewhere, to which adding is exact; then all sum
-// the same numbers in the same order.
-TrainStep::Agreement TrainStep::agree(const std::vector<double>& loss_sums) {
-  const auto losses = static_cast<size_t>(sharding_.virtual_workers());
-  const size_t first = loss_sums.size() * static_cast<size_t>(sharding_.rank());
-  std::vector<double> values(1 + losses + static_cast<size_t>(sharding_.num_slices()));
-  values[0] = stop_requested_ ? 1 : 0;
-  for (size_t v = 0; v < loss_sums.size(); v++) values[1 + first + v] = loss_sums[v];
-  for (const Sharding::Slice& slice : sharding_.slices()) {
-    values[1 + losses + static_cast<size_t>(slice.number)] = kernels::sum_of_squares(
-        model_.gradients().slice(slice.range.begin, slice.range.end), model_.stream());
-  }
-  reducer_.check();
-  communicator_.set_purpose("of losses and gradient norms");
-  communicator_.all_reduce(values.data(), static_cast<int64_t>(values.size()), ReduceOp::sum);
-
-  Agreement agreed{0, 0, true, values[0] != 0};
-  for (size_t i = 1; i < values.size(); i++) {
-    (i <= losses ? agreed.loss_sum : agreed.sum_of_squares) += values[i];
-  }
-  agreed.finite = std::isfinite(agreed.loss_sum) && std::isfinite(agreed.sum_of_squares);
-  return agreed;
+int64_t TrainStep::device_bytes() const {
+  return staging_.device_bytes() + inputs_.device_bytes() + decision_.device_bytes() +
+         (numbers_.device() == Device::cpu ? 0 : numbers_.size_bytes() + slices_.size_bytes());
 }
 
 }  // namespace lockstep

@@ -20,6 +20,11 @@ LossScaler loss_scaler(const TrainConfig& config) {
   return config.precision == DType::fp16 ? LossScaler::dynamic() : LossScaler::fixed(1);
 }
 
+// A rehearsal notes what is enqueued, which a launch of a graph would hide.
+bool uses_graph(const TrainConfig& config) {
+  return config.cuda_graph && config.device == Device::cuda && Rehearsal::current() == nullptr;
+}
+
 }  // namespace
 
 BatchPlan batch_plan(const TrainConfig& config, const Communicator& communicator) {
@@ -60,11 +65,12 @@ Training::Training(const TrainConfig& config, Communicator& communicator,
       scaler_(loss_scaler(config)),
       model_(config.model, model_options(config, sharding_.padded_size())),
       optimizer_(model_.table(), config.optimizer, model_.weights(), sharding_.updated()),
+      weights_registered_(communicator.register_memory(model_.padded_weights())),
       reducer_(communicator, model_.stream(), model_.padded_gradients(), sharding_,
                model_.table().group_ranges(), config.gradient_dtype),
-      step_(model_, *batches_, sharding_, reducer_, optimizer_, scaler_, schedule_,
-            {config.optimizer.clip_norm, config.optimizer.clip_value}, communicator,
-            stop_requested) {}
+      step_(model_, *batches_, sharding_, reducer_, optimizer_, scaler_, schedule_, communicator,
+            stop_requested,
+            {.clip_norm = config.optimizer.clip_norm, .graph = uses_graph(config)}) {}
 
 Training::Drain::~Drain() {
   try {
@@ -119,7 +125,8 @@ std::vector<CheckpointSlice> Training::shard() {
 Training::Memory Training::memory() const {
   return {.model = model_.memory(),
           .optimizer = optimizer_.memory_bytes(),
-          .reduction = reducer_.memory_bytes()};
+          .reduction = reducer_.memory_bytes(),
+          .inputs = step_.device_bytes()};
 }
 
 }  // namespace lockstep

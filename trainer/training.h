@@ -22,7 +22,17 @@ class Training {
   Training(const TrainConfig& config, Communicator& communicator,
            std::unique_ptr<BatchSource> batches, const std::atomic<bool>& stop_requested);
 
-  StepResult step() { return step_.run(state_); }
+  StepResult step() {
+    if (!ahead_) start_step();
+    ahead_ = false;
+    return step_.finish(state_);
+  }
+  // Begins the next step(), on which a GPU works until then. Meanwhile model() and shard() are not
+  // to be used.
+  void start_step() {
+    step_.start(state_);
+    ahead_ = true;
+  }
 
   const TrainerState& state() const { return state_; }
   Transformer& model() { return model_; }
@@ -33,7 +43,8 @@ class Training {
     Transformer::Memory model;
     int64_t optimizer = 0;  // moments, and master weights where they are not the model's
     int64_t reduction = 0;  // gradients that wait or travel
-    int64_t total() const { return model.total() + optimizer + reduction; }
+    int64_t inputs = 0;     // batches, one ahead
+    int64_t total() const { return model.total() + optimizer + reduction + inputs; }
   };
   Memory memory() const;
 
@@ -52,6 +63,7 @@ class Training {
   LossScaler scaler_;
   Transformer model_;
   AdamW optimizer_;
+  Communicator::Registration weights_registered_;
   // Ends after the reducer, which gives up on peers that do not come, and before the memory that
   // the enqueued work uses.
   struct Drain {
@@ -61,6 +73,7 @@ class Training {
   GradientReducer reducer_;
   TrainerState state_;
   TrainStep step_;
+  bool ahead_ = false;
 };
 
 // How config's global batch is dealt to the workers.

@@ -4,7 +4,7 @@
 GPT-2 124M, context 1024, bf16, a table row for each micro-batch size (which is also the batch). PyTorch's
 side (../train_pytorch.py) is compiled, with scaled_dot_product_attention (flash attention), fused AdamW and
 a vocabulary padded to 50,304, as its users do. Each pair runs both sides one after the other, as whole
-processes, and compares the median step after a warm-up. MFU: 6 P + 6 layers * width * T FLOPs a token (causal)
+processes, and compares the median step after a warm-up; Lockstep also without CUDA graphs. MFU: 6 P + 6 layers * width * T FLOPs a token (causal)
 against the matrix-product rate that `doctor` measures on this GPU. The most memory that nvidia-smi saw is not
 reported: both sides' allocators keep what they had.
 """
@@ -35,7 +35,7 @@ def last_line(text):
     return lines[-1] if lines else "it said nothing"
 
 
-def lockstep(args, dataset, batch):
+def lockstep(args, dataset, batch, *options):
     """Median seconds a step, or why there are none."""
     layers, width, heads, _, context, _, steps, warmup, _ = SIZES[args.size]
     folder = args.work / "run"
@@ -43,7 +43,7 @@ def lockstep(args, dataset, batch):
     done = run([args.program, "train", "--data", dataset, "--run", folder, "--layers", layers, "--hidden-size",
                 width, "--heads", heads, "--context-length", context, "--batch-size", batch, "--micro-batch-size",
                 batch, "--steps", steps + warmup, "--learning-rate", 1e-4, "--precision", "bf16", "--device", "cuda",
-                "--evaluate-every", 0, "--checkpoint-every", 0, "--log-every", steps])
+                "--evaluate-every", 0, "--checkpoint-every", 0, "--log-every", steps, *options])
     if done.returncode != 0:
         return last_line(done.stderr)
     return statistics.median(metrics(folder, "step_seconds")[warmup:])
@@ -67,19 +67,21 @@ def figure(side, tokens):
 
 def row(args, dataset, batch, peak):
     layers, width, _, vocabulary, context, *_ = SIZES[args.size]
-    pairs = []
+    runs = []
     for _ in range(args.pairs):
-        pairs.append((lockstep(args, dataset, batch), pytorch(args, batch) if args.python else "left out"))
-    ours, theirs = zip(*pairs)
+        runs.append((lockstep(args, dataset, batch), lockstep(args, dataset, batch, "--no-cuda-graph"),
+                     pytorch(args, batch) if args.python else "left out"))
+    ours, eager, theirs = zip(*runs)
     tokens = batch * context
     ratio, share = "", ""
     if not any(isinstance(x, str) for x in ours):
         rate = tokens / statistics.median(ours)
         share = f"{rate * flops_per_token(layers, width, vocabulary or 257, context) / peak:.0%}"
         if not any(isinstance(x, str) for x in theirs):
-            ratios = sorted(b / a for a, b in pairs)
+            ratios = sorted(b / a for a, b in zip(ours, theirs))
             ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-    return f"| {batch} | {figure(ours, tokens)} | {figure(theirs, tokens)} | {ratio} | {share} |"
+    return (f"| {batch} | {figure(ours, tokens)} | {figure(eager, tokens)} | {figure(theirs, tokens)} | {ratio} | "
+            f"{share} |")
 
 
 def main():
@@ -102,8 +104,9 @@ def main():
         torch = checked([args.python, "-c", "import torch; print(torch.__version__)"]).strip()
     table = [f"{gpu}, bf16 products {peak / 1e12:.4g} TFLOP/s. {layers} layers, width {width}, context {context}, "
              f"bf16; tokens a second, medians; pairs of runs: {args.pairs}. PyTorch {torch}, compiled.", "",
-             "| micro-batch | Lockstep | PyTorch compiled | Lockstep / PyTorch (min-max) | MFU, Lockstep |",
-             "|---:|---:|---:|---|---:|"]
+             "| micro-batch | Lockstep | without CUDA graphs | PyTorch compiled | Lockstep / PyTorch (min-max) | "
+             "MFU, Lockstep |",
+             "|---:|---:|---:|---:|---|---:|"]
     print("\n".join(table), flush=True)
     for batch in batches:
         table.append(row(args, dataset, batch, peak))

@@ -1,6 +1,7 @@
 #pragma once
 #include <cmath>
 
+#include "core/range.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/products.h"
 #include "kernels/cpu/rows.h"
@@ -14,10 +15,6 @@ namespace lockstep::kernels::cpu {
 inline constexpr int64_t kTileQueries = 64;  // short tiles are filled up with zeros
 inline constexpr int64_t kTileKeys = 256;    // at most; a multiple of kKeyStep
 inline constexpr int64_t kKeyStep = 64;
-
-inline int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 // Rows of one head: `stride` elements from token to token.
 struct HeadRows {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/range.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/pack.h"
@@ -23,10 +24,8 @@ constexpr int64_t kSumBytes = 6 << 10;        // of a row, added up in one produ
 constexpr int64_t kWeightPieces = 16;
 constexpr int64_t kWeightSumBytes = 1 << 10;
 
-int64_t pieces(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
-
 // The length of pieces of nearly equal length, a multiple of 64, at most `most`, that cover n.
-int64_t even_piece(int64_t n, int64_t most) { return (pieces(n, pieces(n, most)) + 63) / 64 * 64; }
+int64_t even_piece(int64_t n, int64_t most) { return round_up(pieces(n, pieces(n, most)), 64); }
 
 // Rows a multiple of 2 KB apart share few places of the caches: a product reads a copy instead.
 bool is_slow_stride(int64_t stride, int64_t element_bytes) {
@@ -84,7 +83,7 @@ class RowsTask {
     const bool in_place = y_.dtype() == DType::fp32;
     const int64_t whole = in_place ? (end - row) / kRowPiece * kRowPiece : 0;
     const int64_t sum_stride = in_place ? y_.cols() : width;
-    const int64_t in_scratch = pieces(end - row - whole, kRowPiece) * kRowPiece;
+    const int64_t in_scratch = round_up(end - row - whole, kRowPiece);
     float* sums = sum_scratch.get<float>(in_scratch * sum_stride);
     for (int64_t k = 0; k < k_; k += sum_length_) {
       Gemm product{.m = kRowPiece,

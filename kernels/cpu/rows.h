@@ -64,6 +64,10 @@ class RowPartials {
   int64_t blocks_, columns_;
 };
 
+// out = a + b, rounded to T; out may be a or b.
+template <class T>
+void add_run(T* out, const T* a, const T* b, int64_t n);
+
 // The two conversions in bulk.
 template <class T>
 void widen(float* out, const T* in, int64_t n);

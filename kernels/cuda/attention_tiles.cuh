@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "kernels/attention.h"
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/packs.cuh"
 
 // What attention's kernels share: tiles of one head's rows in shared memory, in fp32 whatever the
 // storage, and products of tiles. 256 threads stand 16 x 16 over a product (Tiles::rows x
@@ -80,15 +80,8 @@ struct BlockRows {
 // Elements [d, d + Pack<T>::kSize) of a row of head_dim elements; zeros follow its last.
 template <class T>
 __device__ Pack<T> load_pack(const T* row, int d, const AttentionSizes& sizes) {
-  if (sizes.in_packs) {
-    return d < sizes.head_dim ? *reinterpret_cast<const Pack<T>*>(row + d) : Pack<T>{};
-  }
-  Pack<T> pack;
-#pragma unroll
-  for (int i = 0; i < Pack<T>::kSize; i++) {
-    pack.value[i] = d + i < sizes.head_dim ? row[d + i] : T{};
-  }
-  return pack;
+  if (!sizes.in_packs) return load_pack<false>(row, d, sizes.head_dim);
+  return d < sizes.head_dim ? load_pack<true>(row, d, sizes.head_dim) : Pack<T>{};
 }
 
 // tile (kRows, kHeadDim) = factor * the first `count` rows, `stride` elements apart; zeros follow.
@@ -252,10 +245,11 @@ class KeptTile {
     if (!mask_.words.active()) return;
     const int64_t first_row = head * sizes.tokens + first_query;
     row_ = static_cast<unsigned>(first_row), tokens_ = static_cast<unsigned>(sizes.tokens);
+    const uint64_t key = mask_.words.key();
 #pragma unroll 1
     for (int n = static_cast<int>(threadIdx.x); n < kQueries * kQuads; n += kAttentionThreads) {
       const int64_t place = (first_row + n / kQuads) * sizes.tokens + first_key;
-      const PhiloxCounter words = mask_.words.words(static_cast<uint32_t>(b),
+      const PhiloxCounter words = mask_.words.words(key, static_cast<uint32_t>(b),
                                                     static_cast<uint64_t>(place / 4 + n % kQuads));
       unsigned bits = 0;
 #pragma unroll

@@ -13,6 +13,7 @@
 #include "core/cuda_runtime.h"
 #include "core/device.h"
 #include "core/dtype.h"
+#include "core/range.h"
 #include "core/tensor.h"
 
 // What the kernels in CUDA share. Each .cu compiles two ways from one source: by nvcc, and by the
@@ -70,7 +71,7 @@ double bytes_of(const Tensors&... x) {
 
 // Blocks of `each` that cover n.
 constexpr unsigned blocks_for(int64_t n, int64_t each) {
-  return static_cast<unsigned>((n + each - 1) / each);
+  return static_cast<unsigned>(pieces(n, each));
 }
 
 // to_float and from_float (core/dtype.h) by the device's own instructions.
@@ -99,10 +100,16 @@ struct alignas(16) Pack {
   T value[kSize];
 };
 
-// Whether rows of `cols` elements that begin at these addresses are whole packs.
+// Whether runs that begin at these addresses may be read and written by whole packs.
+template <class... Pointers>
+bool aligned_to_packs(const Pointers*... runs) {
+  return ((reinterpret_cast<uintptr_t>(runs) % 16 == 0) && ...);
+}
+
+// Whether rows of `cols` elements, the first of which begin at these addresses, are whole packs.
 template <class T, class... Pointers>
 bool in_packs(int64_t cols, const Pointers*... rows) {
-  return cols % Pack<T>::kSize == 0 && ((reinterpret_cast<uintptr_t>(rows) % 16 == 0) && ...);
+  return cols % Pack<T>::kSize == 0 && aligned_to_packs(rows...);
 }
 
 // The sum of x over the warp, in every lane.

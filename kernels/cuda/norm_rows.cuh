@@ -53,6 +53,22 @@ class HeldRow {
       }
     }
   }
+  // The row is the sum of two, and is stored.
+  __device__ HeldRow(const Share& share, T* sum, const T* row, const T* added)
+      : share_(share), row_(sum) {
+#pragma unroll Share::kUnroll
+    for (int k = 0; k < Share::kPacks; k++) {
+      if (share.count(k) <= 0) break;
+      Pack<T> pack = share.load(row, k);
+      const Pack<T> other = share.load(added, k);
+#pragma unroll
+      for (int i = 0; i < Pack<T>::kSize; i++) {
+        pack.value[i] = rounded<T>(widened(pack.value[i]) + widened(other.value[i]));
+      }
+      share.store(sum, k, pack);
+      if constexpr (Share::kHeld) packs_[k] = pack;
+    }
+  }
   __device__ Pack<T> pack(int k) const {
     if constexpr (Share::kHeld) {
       return packs_[k];
@@ -171,7 +187,7 @@ template <class T, int kHeldPacks, class F>
 void with_row_share(int64_t channels, F f) {
   constexpr int kWarps = kRowThreads / kWarpSize;
   CHECK(channels < 1 << 30);
-  const int64_t packs = packs_for(channels, Pack<T>::kSize);
+  const int64_t packs = pieces(channels, Pack<T>::kSize);
   if (packs <= kWarpSize * kHeldPacks) return f(RowShare<T, 1, kHeldPacks>{});
   if (packs <= kRowThreads * kHeldPacks) return f(RowShare<T, kWarps, kHeldPacks>{});
   return f(RowShare<T, kWarps, 0>{});
@@ -182,13 +198,10 @@ void with_row_share(int64_t channels, F f) {
 struct RowBlocks {
   int64_t rows_each, count;  // rows_each: the same number for each team
   RowBlocks(int64_t rows, int64_t teams) {
-    const int64_t rows_of_team = std::max<int64_t>(1, divided_up(rows, kMostRowBlocks * teams));
+    const int64_t rows_of_team = std::max<int64_t>(1, pieces(rows, kMostRowBlocks * teams));
     rows_each = rows_of_team * teams;
-    count = divided_up(rows, rows_each);
+    count = pieces(rows, rows_each);
   }
-
- private:
-  static int64_t divided_up(int64_t n, int64_t each) { return (n + each - 1) / each; }
 };
 
 // Of the partial sums that `blocks` leave, `sums` rows of channels each.

@@ -42,14 +42,6 @@ __device__ void by_packs(bool whole, Body body) {
   }
 }
 
-// Whether runs that begin at these addresses may be read and written by whole packs.
-template <class... Pointers>
-bool aligned_to_packs(const Pointers*... runs) {
-  return ((reinterpret_cast<uintptr_t>(runs) % 16 == 0) && ...);
-}
-
-constexpr int64_t packs_for(int64_t n, int pack_size) { return (n + pack_size - 1) / pack_size; }
-
 // The same where `whole` is known only when the kernel runs, of the `count` values at `x`.
 template <class T>
 __device__ Pack<T> load_pack(const T* x, int64_t count, bool whole) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/range.h"
 
 // How much device memory the kernels in CUDA ask their stream for (Stream::workspace), in bytes:
 // known before anything is allocated, and in a build without CUDA. Letters for shapes as in
@@ -26,7 +27,7 @@ struct ClassifierChunk {
   int64_t gradient_bytes;  // 0 where it takes the place of fp32 logits
 
   ClassifierChunk(int64_t tokens, int64_t vocab_size, DType dtype, bool with_gradient)
-      : stride((vocab_size + kStrideMultiple - 1) / kStrideMultiple * kStrideMultiple) {
+      : stride(round_up(vocab_size, kStrideMultiple)) {
     const int64_t fit = kLogitsBytes / (stride * size_bytes(DType::fp32)) / kRowTile * kRowTile;
     rows = std::min(tokens, std::clamp(fit, kRowTile, kMaxRows));
     logits_bytes = rows * stride * size_bytes(DType::fp32);
@@ -43,7 +44,7 @@ inline int64_t norm_workspace_bytes(int64_t rows, int64_t channels, int64_t sums
 
 // Sums of blocks of kBiasRows rows, then of blocks of those, each behind the ones it is made of.
 inline constexpr int64_t kBiasRows = 128;
-constexpr int64_t bias_blocks(int64_t rows) { return (rows + kBiasRows - 1) / kBiasRows; }
+constexpr int64_t bias_blocks(int64_t rows) { return pieces(rows, kBiasRows); }
 inline int64_t bias_gradient_workspace_bytes(int64_t rows, int64_t columns) {
   int64_t partial_rows = 0;
   for (int64_t r = rows; r > kBiasRows; r = bias_blocks(r)) partial_rows += bias_blocks(r);

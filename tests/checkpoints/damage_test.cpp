@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "tests/checkpoints/support.h"
+#include "tests/checkpoints/quantized.h"
 
 // Whatever happens to the bytes of a checkpoint, verification sees it, and reading either gives the
 // values that were written or throws DataError.
@@ -298,10 +298,8 @@ TEST_F(Damage, HostileManifestsAreRefusedOrHarmless) {
   EXPECT_GT(harmless, 100);  // options, say, may have any value
 }
 
-// The same for the file of an exported model.
-TEST_F(Damage, HostileModelFilesAreRefusedOrHarmless) {
-  const fs::path path = run_ / "model.h5";
-  export_h5(Checkpoint::open(folder_), path);
+// The same for a file that stands alone; `read` opens it and reads all of it.
+void expect_refused_or_harmless(const fs::path& path, const std::function<void()>& read) {
   const std::string bytes = bytes_of(path);
   const json manifest = manifest_of(bytes);
   ASSERT_EQ(resealed(bytes, manifest), bytes);
@@ -310,6 +308,7 @@ TEST_F(Damage, HostileModelFilesAreRefusedOrHarmless) {
     flipped[i] = static_cast<char>(flipped[i] ^ 16);
     write_bytes(path, flipped);
     ASSERT_THAT(verify_checkpoint(path), Not(IsEmpty())) << i;
+    ASSERT_THROW(read(), DataError) << i;
   }
   for (const json::json_pointer& place : all_places(manifest)) {
     for (const json& value : hostile_values()) {
@@ -317,13 +316,29 @@ TEST_F(Damage, HostileModelFilesAreRefusedOrHarmless) {
       changed[place] = value;
       write_bytes(path, resealed(bytes, changed));
       try {
-        const Checkpoint checkpoint = Checkpoint::open(path);
-        read_floats(checkpoint, FlatKind::weights, 0, checkpoint.table().size());
+        read();
       } catch (const DataError&) {
         continue;
       }
     }
   }
+}
+
+TEST_F(Damage, HostileModelFilesAreRefusedOrHarmless) {
+  const fs::path path = run_ / "model.h5";
+  export_h5(Checkpoint::open(folder_), path);
+  expect_refused_or_harmless(path, [&] {
+    const Checkpoint checkpoint = Checkpoint::open(path);
+    read_floats(checkpoint, FlatKind::weights, 0, checkpoint.table().size());
+  });
+}
+
+TEST_F(Damage, HostileQuantizedFilesAreRefusedOrHarmless) {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "quantized.h5";
+  write_quantized(checkpoint_in(folder.path(), quantizable_gpt2()), kEightBits,
+                  some_matrices(quantizable_gpt2(), kEightBits), path);
+  expect_refused_or_harmless(path, [&] { read_quantized(Checkpoint::open(path)); });
 }
 
 }  // namespace

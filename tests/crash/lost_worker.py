@@ -81,8 +81,8 @@ def main():
         # All that wait name the operation and the worker that is missing.
         code, errors = lose_worker(program, mpiexec, device, folder, data, signal.SIGSTOP, 2)
         assert code == 4, code
-        told = re.findall(r"worker (\d) on \S+: (all-\w+|barrier|broadcast|gather).*: after "
-                          r"[\d.]+ s worker 2 had not come to it", errors)
+        told = re.findall(r"worker (\d) on \S+: (all-\w+|barrier|broadcast|gather|an operation of step)"
+                          r".*: after [\d.]+ s worker 2 had not come to it", errors)
         assert {rank for rank, _ in told} == {"0", "1", "3"}, told
 
         code, errors = lose_worker(program, mpiexec, device, folder, data, signal.SIGKILL, 1)

@@ -27,11 +27,12 @@ struct Description {
 struct Preference {
   uint64_t workspace_bytes;
   uint32_t alignment[4];  // of A, B, C and D
-  uint32_t reductions;    // that may join a sum that is split; ours never is
+  uint32_t reductions;    // that may join a sum that is split; ours are joined in order
 };
 struct Algorithm {
   uint64_t mark, workspace_bytes;
-  uint32_t alignment[4];
+  uint32_t alignment[6];  // of A, B, C, D, bias and aux
+  int32_t parts;          // that sums are split into
 };
 
 template <class T, class Opaque>

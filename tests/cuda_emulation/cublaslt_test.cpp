@@ -3,6 +3,7 @@
 #include <cuda_fp16.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <tuple>
@@ -143,7 +144,9 @@ void Products::check(const Case& c) {
   description.set(CUBLASLT_MATMUL_DESC_TRANSA, int32_t{c.transpose_a});
   description.set(CUBLASLT_MATMUL_DESC_TRANSB, int32_t{c.transpose_b});
   description.set(CUBLASLT_MATMUL_DESC_EPILOGUE, c.epilogue);
-  description.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.data());
+  if ((c.epilogue & (kBias | kBiasGradient)) != 0) {
+    description.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.data());
+  }
   description.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, aux.data());
   description.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, kAuxLeading);
   ASSERT_EQ(cublasLtMatmul(handle_, description.handle, &c.alpha, a_data.data(), a.handle,
@@ -219,12 +222,30 @@ TEST_F(Products, EpiloguesAgreeWithPlainLoops) {
   for (const uint32_t epilogue :
        {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_RELU, CUBLASLT_EPILOGUE_RELU_BIAS,
         CUBLASLT_EPILOGUE_GELU, CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_GELU_AUX,
-        CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_DGELU_BGRAD,
-        CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB}) {
+        CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_DGELU_BGRAD}) {
     SCOPED_TRACE(epilogue);
     check({epilogue, CUDA_R_16BF, CUDA_R_16BF, true, false, 1, 0});
     check({epilogue, CUDA_R_32F, CUDA_R_32F, false, true, 1, 1});
   }
+  for (const uint32_t epilogue : {CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB}) {
+    SCOPED_TRACE(epilogue);
+    check({epilogue, CUDA_R_16BF, CUDA_R_32F, false, true, 1, 1});
+    check({epilogue, CUDA_R_32F, CUDA_R_32F, false, true, 1, 0});
+  }
+}
+
+// 1 + 2^-24 + 2^-24 is 1 or more in fp32 by the order of the additions.
+TEST_F(Products, SumsAreSplitAsTheAlgorithmSays) {
+  Product p;
+  float a[3] = {1, 0x1p-24f, 0x1p-24f}, b[3] = {1, 1, 1}, d = 0;
+  p.a = {a, CUDA_R_32F, 1, 3, 1};
+  p.b = {b, CUDA_R_32F, 3, 1, 3};
+  p.c = p.d = {&d, CUDA_R_32F, 1, 1, 1};
+  compute(p);
+  EXPECT_EQ(d, 1.0f);
+  p.parts = 2;  // the first term; the two others
+  compute(p);
+  EXPECT_EQ(d, 1.0f + 0x1p-23f);
 }
 
 // A product of 8 x 8 matrices, one thing of which a test changes.
@@ -244,21 +265,34 @@ class Refusals : public CublasLt {
     return status;
   }
   cublasStatus_t product() { return product(a_.data(), layout_.handle); }
-  cublasLtMatmulHeuristicResult_t heuristic() {
+  // Its status, where it names an algorithm or none; CUBLAS_STATUS_SUCCESS is with one.
+  cublasStatus_t heuristic(cublasLtMatmulHeuristicResult_t& result) {
     cublasLtMatmulPreference_t preference = nullptr;
     cublasLtMatmulPreferenceCreate(&preference);
     const uint64_t most = 1 << 20;
     cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                          &most, sizeof(most));
-    cublasLtMatmulHeuristicResult_t result;
     int found = 0;
-    EXPECT_EQ(cublasLtMatmulAlgoGetHeuristic(handle_, description_.handle, layout_.handle,
-                                             layout_.handle, layout_.handle, layout_.handle,
-                                             preference, 1, &result, &found),
-              CUBLAS_STATUS_SUCCESS);
-    EXPECT_EQ(found, 1);
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        handle_, description_.handle, layout_.handle, layout_.handle, layout_.handle,
+        layout_.handle, preference, 1, &result, &found);
+    EXPECT_EQ(found, status == CUBLAS_STATUS_SUCCESS ? 1 : 0);
     cublasLtMatmulPreferenceDestroy(preference);
+    return status;
+  }
+  cublasLtMatmulHeuristicResult_t heuristic() {
+    cublasLtMatmulHeuristicResult_t result;
+    EXPECT_EQ(heuristic(result), CUBLAS_STATUS_SUCCESS);
     return result;
+  }
+  cublasStatus_t check(const cublasLtMatmulAlgo_t& algorithm, cublasLtMatrixLayout_t a,
+                       cublasLtMatmulHeuristicResult_t& result) {
+    cublasStatus_t status{};
+    said_by([&] {
+      status = cublasLtMatmulAlgoCheck(handle_, description_.handle, a, layout_.handle,
+                                       layout_.handle, layout_.handle, &algorithm, &result);
+    });
+    return status;
   }
   Description description_;
   Layout layout_{CUDA_R_16BF, kEdge, kEdge, kEdge};
@@ -289,7 +323,7 @@ TEST_F(Refusals, Types) {
 TEST_F(Refusals, Epilogues) {
   description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{CUBLASLT_EPILOGUE_BIAS});
   EXPECT_EQ(product(), CUBLAS_STATUS_INVALID_VALUE);  // no bias
-  description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, b_.data() + 2);
+  description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, b_.data() + 1);
   EXPECT_EQ(product(), CUBLAS_STATUS_NOT_SUPPORTED);  // not aligned
   description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, b_.data());
   EXPECT_EQ(product(), CUBLAS_STATUS_SUCCESS);
@@ -303,9 +337,44 @@ TEST_F(Refusals, Epilogues) {
   EXPECT_EQ(product(), CUBLAS_STATUS_SUCCESS);
   description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, kEdge + 1);
   EXPECT_EQ(product(), CUBLAS_STATUS_INVALID_VALUE);
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, kEdge);
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, int64_t{4});
+  EXPECT_EQ(product(), CUBLAS_STATUS_INVALID_VALUE);
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, int64_t{0});
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, int32_t{CUDA_R_32F});
+  EXPECT_EQ(product(), CUBLAS_STATUS_NOT_SUPPORTED);  // unlike D
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, int32_t{CUDA_R_16BF});
+  EXPECT_EQ(product(), CUBLAS_STATUS_SUCCESS);
   description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE,
                    uint32_t{CUBLASLT_EPILOGUE_BIAS | CUBLASLT_EPILOGUE_BGRADA});
   EXPECT_EQ(product(), CUBLAS_STATUS_NOT_SUPPORTED);
+}
+
+TEST_F(Refusals, BiasesThatTheEpilogueDoesNotUse) {
+  description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, b_.data());
+  EXPECT_EQ(product(), CUBLAS_STATUS_INVALID_VALUE);
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{CUBLASLT_EPILOGUE_DGELU});
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, kEdge);
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, d_.data());
+  EXPECT_EQ(product(), CUBLAS_STATUS_INVALID_VALUE);
+}
+
+// BGRADA of A as it stands, BGRADB of B transposed: of what is stored one sum after the other.
+TEST_F(Refusals, LayoutsOfBiasGradients) {
+  description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, workspace_.data());
+  for (const int32_t transpose_a : {CUBLAS_OP_N, CUBLAS_OP_T}) {
+    for (const int32_t transpose_b : {CUBLAS_OP_N, CUBLAS_OP_T}) {
+      description_.set(CUBLASLT_MATMUL_DESC_TRANSA, transpose_a);
+      description_.set(CUBLASLT_MATMUL_DESC_TRANSB, transpose_b);
+      const auto expected = [](bool supported) {
+        return supported ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+      };
+      description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{CUBLASLT_EPILOGUE_BGRADA});
+      EXPECT_EQ(product(), expected(transpose_a == CUBLAS_OP_N));
+      description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{CUBLASLT_EPILOGUE_BGRADB});
+      EXPECT_EQ(product(), expected(transpose_b == CUBLAS_OP_T));
+    }
+  }
 }
 
 TEST_F(Refusals, AttributesOfAnotherSize) {
@@ -328,6 +397,65 @@ TEST_F(Refusals, AlignmentAndWorkspace) {
   EXPECT_EQ(product(a + 1, layout_.handle), CUBLAS_STATUS_NOT_SUPPORTED);
   EXPECT_EQ(product(a, layout_.handle, workspace_.data() + 16, &result.algo),
             CUBLAS_STATUS_INVALID_VALUE);
+}
+
+// The heuristic reads from their addresses how bias and aux are aligned.
+TEST_F(Refusals, AlignmentOfBiasAndAux) {
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{CUBLASLT_EPILOGUE_GELU_AUX_BIAS});
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, kEdge);
+  Array<char> aux(256);
+  for (const int bias_offset : {0, 8}) {
+    for (const int aux_offset : {0, 8}) {
+      const auto set = [&](int bias_at, int aux_at) {
+        description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, b_.data() + bias_at);
+        description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, aux.data() + aux_at);
+      };
+      set(bias_offset, aux_offset);
+      const cublasLtMatmulAlgo_t algorithm = heuristic().algo;
+      const auto run = [&] {
+        return product(a_.data(), layout_.handle, workspace_.data(), &algorithm);
+      };
+      EXPECT_EQ(run(), CUBLAS_STATUS_SUCCESS);
+      set(bias_offset + 16, aux_offset + 16);
+      EXPECT_EQ(run(), CUBLAS_STATUS_SUCCESS);
+      set(bias_offset + 4, aux_offset);
+      EXPECT_EQ(run(), CUBLAS_STATUS_NOT_SUPPORTED);
+      set(bias_offset, aux_offset + 4);
+      EXPECT_EQ(run(), CUBLAS_STATUS_NOT_SUPPORTED);
+    }
+  }
+}
+
+TEST_F(Refusals, AHeuristicThatFusesNothingHasNoAlgorithm) {
+  setenv("LOCKSTEP_EMULATION_EPILOGUES", "0", 1);
+  description_.set(CUBLASLT_MATMUL_DESC_TRANSB, int32_t{CUBLAS_OP_T});
+  cublasLtMatmulHeuristicResult_t result;
+  description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, kEdge);
+  for (const auto& [epilogue, status] :
+       {std::pair{CUBLASLT_EPILOGUE_DEFAULT, CUBLAS_STATUS_SUCCESS},
+        {CUBLASLT_EPILOGUE_BIAS, CUBLAS_STATUS_SUCCESS},
+        {CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLAS_STATUS_NOT_SUPPORTED},
+        {CUBLASLT_EPILOGUE_GELU_AUX, CUBLAS_STATUS_NOT_SUPPORTED},
+        {CUBLASLT_EPILOGUE_DGELU, CUBLAS_STATUS_NOT_SUPPORTED},
+        {CUBLASLT_EPILOGUE_BGRADB, CUBLAS_STATUS_NOT_SUPPORTED}}) {
+    description_.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{epilogue});
+    const bool has_bias = (epilogue & (kBias | kBiasGradient)) != 0;
+    description_.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, has_bias ? b_.data() : nullptr);
+    EXPECT_EQ(heuristic(result), status) << epilogue;
+  }
+  unsetenv("LOCKSTEP_EMULATION_EPILOGUES");
+}
+
+TEST_F(Refusals, StoredAlgorithms) {
+  const cublasLtMatmulHeuristicResult_t chosen = heuristic();
+  cublasLtMatmulHeuristicResult_t result{};
+  EXPECT_EQ(check(chosen.algo, layout_.handle, result), CUBLAS_STATUS_SUCCESS);
+  EXPECT_EQ(result.workspaceSize, chosen.workspaceSize);
+  Layout wide(CUDA_R_16BF, kEdge, kEdge + 1, kEdge);
+  EXPECT_EQ(check(chosen.algo, wide.handle, result), CUBLAS_STATUS_INVALID_VALUE);
+  cublasLtMatmulAlgo_t other = chosen.algo;
+  other.data[0]++;
+  EXPECT_EQ(check(other, layout_.handle, result), CUBLAS_STATUS_INVALID_VALUE);
 }
 
 TEST_F(Refusals, MatricesPastTheirMemoryAreSeen) {

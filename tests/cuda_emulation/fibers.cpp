@@ -100,6 +100,7 @@ class BlockRunner {
   BlockState block_;
   ThreadOrder order_ = ThreadOrder::forward;
   std::mt19937_64 random_;
+  bool one_warp_ahead_ = false;  // in random order: a warp has all turns until it waits for others
   const std::function<void()>* thread_ = nullptr;
   int num_threads_ = 0, num_started_ = 0, num_ended_ = 0;
   std::vector<int> turns_;  // threads in the order in which they start
@@ -149,7 +150,10 @@ bool BlockRunner::run_block(uint3 index) {
   num_started_ = num_ended_ = 0;
   for (Warp& warp : warps_) warp.ended = 0;
   std::memset(shared_.data(), kPoison, shared_.size());
-  if (order_ == ThreadOrder::random) std::shuffle(turns_.begin(), turns_.end(), random_);
+  if (order_ == ThreadOrder::random) {
+    std::shuffle(turns_.begin(), turns_.end(), random_);
+    one_warp_ahead_ = random_() % 2 == 0;
+  }
   this_block = &block_;
   while (num_ended_ < num_threads_) {
     if (Fiber* fiber = next_ready()) {
@@ -228,8 +232,17 @@ Fiber* BlockRunner::next_ready() {
     return nullptr;
   }
   if (order_ == ThreadOrder::random) {
-    const size_t chosen = first_ready_ + random_() % (ready_.size() - first_ready_);
-    std::swap(ready_[first_ready_], ready_[chosen]);
+    const auto first = ready_.begin() + static_cast<std::ptrdiff_t>(first_ready_);
+    auto chosen = ready_.end();
+    if (one_warp_ahead_) {
+      const auto warp_of = [](const Fiber* fiber) { return fiber->thread.number / kWarpSize; };
+      chosen = std::find_if(first, ready_.end(),
+                            [&](Fiber* fiber) { return warp_of(fiber) == warp_of(current_); });
+    }
+    if (chosen == ready_.end()) {
+      chosen = first + static_cast<std::ptrdiff_t>(random_() % (ready_.size() - first_ready_));
+    }
+    std::swap(*first, *chosen);
   }
   return ready_[first_ready_++];
 }

@@ -1,5 +1,6 @@
 #include "cuda_emulation/fibers.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "cuda_emulation/device_code.h"
@@ -51,6 +52,39 @@ TEST(Fibers, BlocksSumInEveryOrder) {
 
 TEST(Fibers, ARemovedBarrierIsSeenInEveryOrder) {
   for (const ThreadOrder order : kOrders) EXPECT_FALSE(sums_are_right<false>(order));
+}
+
+// Sums twice, by the same shared memory. Without a barrier in between, a warp that is ahead
+// overwrites what another has yet to read; which takes a scheduler that is not fair.
+template <bool kBarrier>
+bool second_sums_are_right(uint64_t seed) {
+  std::vector<float> out(kThreads, 0);
+  const Grid grid{dim3(1), dim3(kThreads), kThreads / 32 * sizeof(float)};
+  const auto kernel = [&] {
+    auto* partial = static_cast<float*>(dynamic_shared());
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int round = 1; round <= 2; round++) {
+      auto sum = static_cast<float>(round);
+      for (int distance = 16; distance > 0; distance /= 2) {
+        sum += __shfl_xor_sync(~0u, sum, distance);
+      }
+      if (thread % 32 == 0) partial[thread / 32] = sum;
+      __syncthreads();
+      for (int warp = 0; warp < kThreads / 32; warp++) out[threadIdx.x] += partial[warp];
+      if constexpr (kBarrier) __syncthreads();
+    }
+  };
+  EXPECT_EQ(run_grid(grid, ThreadOrder::random, seed, kernel), "");
+  return std::count(out.begin(), out.end(), 3.0f * kThreads) == kThreads;
+}
+
+TEST(Fibers, AWarpMayRunAheadOfTheOthers) {
+  int seen = 0;
+  for (uint64_t seed = 0; seed < 20; seed++) {
+    EXPECT_TRUE(second_sums_are_right<true>(seed));
+    seen += second_sums_are_right<false>(seed) ? 0 : 1;
+  }
+  EXPECT_GE(seen, 5);
 }
 
 TEST(Fibers, EachThreadRunsOnceAtItsPlace) {

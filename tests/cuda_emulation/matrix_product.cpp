@@ -66,26 +66,27 @@ std::vector<float> widened(const Matrix& matrix, bool transpose, int32_t nth, bo
   return out;
 }
 
-// sum += a b, all by columns. Four columns of a at a time, so that sum is loaded less often.
+// sum += a b over k from `from` to `to`, all by columns. Four columns of a at a time, so that sum
+// is loaded less often.
 __attribute__((target_clones("arch=x86-64-v3", "default"))) void add_product(
     float* __restrict__ sum, const float* __restrict__ a, const float* __restrict__ b, int64_t m,
-    int64_t n, int64_t k) {
+    int64_t n, int64_t k, int64_t from, int64_t to) {
   constexpr int64_t kDepth = 64;  // of a's columns that stay in the cache
-  for (int64_t begin = 0; begin < k; begin += kDepth) {
-    const int64_t end = std::min(k, begin + kDepth);
+  for (int64_t begin = from; begin < to; begin += kDepth) {
+    const int64_t end = std::min(to, begin + kDepth);
     for (int64_t j = 0; j < n; j++) {
-      float* __restrict__ to = sum + j * m;
+      float* __restrict__ column = sum + j * m;
       int64_t l = begin;
       for (; l + 4 <= end; l += 4) {
         const float* a0 = a + l * m;
         const float *a1 = a0 + m, *a2 = a1 + m, *a3 = a2 + m;
         const float* x = b + j * k + l;
         for (int64_t i = 0; i < m; i++) {
-          to[i] += a0[i] * x[0] + a1[i] * x[1] + a2[i] * x[2] + a3[i] * x[3];
+          column[i] += a0[i] * x[0] + a1[i] * x[1] + a2[i] * x[2] + a3[i] * x[3];
         }
       }
       for (; l < end; l++) {
-        for (int64_t i = 0; i < m; i++) to[i] += a[l * m + i] * b[j * k + l];
+        for (int64_t i = 0; i < m; i++) column[i] += a[l * m + i] * b[j * k + l];
       }
     }
   }
@@ -111,7 +112,12 @@ void compute_one(const Product& p, int32_t nth) {
   const std::vector<float> a = widened(p.a, p.transpose_a, nth, p.round_to_tf32);
   const std::vector<float> b = widened(p.b, p.transpose_b, nth, p.round_to_tf32);
   std::vector<float> d(static_cast<size_t>(m * n));
-  add_product(d.data(), a.data(), b.data(), m, n, k);
+  for (int64_t part = 0; part < p.parts; part++) {
+    std::vector<float> sum(d.size());
+    add_product(sum.data(), a.data(), b.data(), m, n, k, k * part / p.parts,
+                k * (part + 1) / p.parts);
+    for (size_t i = 0; i < d.size(); i++) d[i] += sum[i];
+  }
 
   std::vector<float> bias_gradient(static_cast<size_t>(p.bias_size()));
   float* next = d.data();

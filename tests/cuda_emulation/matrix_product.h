@@ -43,6 +43,7 @@ struct Product {
   Matrix a, b, c, d;
   bool transpose_a = false, transpose_b = false;
   bool round_to_tf32 = false;  // the operands
+  int32_t parts = 1;           // of each sum over k, joined one after the other
   float alpha = 1, beta = 0;
   uint32_t epilogue = 0;  // EpiloguePart
   void* bias = nullptr;   // of d's type, as is aux

@@ -34,6 +34,8 @@ struct Allocation {
   MemoryKind kind;
   State state;
   size_t span;  // with its red zones, from `kRedZone` bytes before it
+  bool of_nccl = false;
+  int holders = 0;
 };
 
 // Addresses are given out once: one that was freed faults when it has left the quarantine.
@@ -55,6 +57,7 @@ struct Memory {
   size_t quarantine_bytes = 0;
   size_t device_bytes = 0;
   size_t device_limit = kH100Bytes;
+  bool others_have_allocated = false;
   bool guard = false;
   std::mutex access_mutex;
   int num_accesses = 0;
@@ -146,6 +149,7 @@ void free_now(std::map<uintptr_t, Allocation>::iterator at) {
   Allocation& a = at->second;
   const std::string damage = red_zone_damage(at->first, a, a.span);
   if (!damage.empty()) report(cudaErrorIllegalAddress, "freed memory: something " + damage);
+  if (a.holders > 0) report(cudaErrorInvalidValue, "freed memory is registered with NCCL");
   a.state = State::freed;
   poison(at->first, a);
   if (a.kind == MemoryKind::device) m.device_bytes -= a.size;
@@ -208,11 +212,14 @@ void make_live(void* address) {
   poison(number(address), a);
 }
 
-bool release(void* address, MemoryKind kind) {
+namespace {
+
+bool release(void* address, MemoryKind kind, bool of_nccl) {
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
   const auto at = m.allocations.find(number(address));
-  if (at == m.allocations.end() || at->second.state != State::live || at->second.kind != kind) {
+  if (at == m.allocations.end() || at->second.state != State::live || at->second.kind != kind ||
+      at->second.of_nccl != of_nccl) {
     return false;
   }
   if (kind == MemoryKind::registered) {
@@ -221,6 +228,35 @@ bool release(void* address, MemoryKind kind) {
     free_now(at);
   }
   return true;
+}
+
+}  // namespace
+
+bool release(void* address, MemoryKind kind) { return release(address, kind, false); }
+
+void* allocate_for_nccl(size_t size) {
+  void* address = allocate(size, MemoryKind::device);
+  const std::lock_guard lock(memory().mutex);
+  if (address != nullptr) memory().allocations.at(number(address)).of_nccl = true;
+  return address;
+}
+bool release_for_nccl(void* address) { return release(address, MemoryKind::device, true); }
+
+bool hold(const void* begin, size_t size) {
+  const std::lock_guard lock(memory().mutex);
+  const auto at = find(begin);
+  if (at == memory().allocations.end() || at->second.state != State::live ||
+      at->second.kind != MemoryKind::device || number(begin) + size > at->first + at->second.size) {
+    return false;
+  }
+  at->second.holders++;
+  return true;
+}
+
+void let_go(const void* begin) {
+  const std::lock_guard lock(memory().mutex);
+  const auto at = find(begin);
+  if (at != memory().allocations.end()) at->second.holders--;
 }
 
 void register_memory(void* address, size_t size) {
@@ -234,6 +270,14 @@ size_t device_memory_used() {
   return memory().device_bytes;
 }
 size_t device_memory_total() { return memory().device_limit; }
+
+void let_another_program_allocate() {
+  const auto taken_mb = environment_number("LOCKSTEP_EMULATION_MEMORY_TAKEN_MB", 0);
+  Memory& m = memory();
+  const std::lock_guard lock(m.mutex);
+  if (std::exchange(m.others_have_allocated, true)) return;
+  m.device_bytes += std::min(static_cast<size_t>(taken_mb) << 20, m.device_limit - m.device_bytes);
+}
 
 bool check_range(const void* begin, size_t size, const char* user) {
   Memory& m = memory();

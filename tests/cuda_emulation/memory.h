@@ -23,10 +23,19 @@ void* allocate(size_t size, MemoryKind kind, bool live = true);
 void make_live(void* address);
 // Whether address is a live allocation of that kind, and the memory is now freed.
 bool release(void* address, MemoryKind kind);
+
+// Memory of the device that NCCL allocates, which only NCCL can free.
+void* allocate_for_nccl(size_t size);
+bool release_for_nccl(void* address);
+// What is held, which counts, must not be freed. False where it is not all of one live allocation.
+bool hold(const void* begin, size_t size);
+void let_go(const void* begin);
 void register_memory(void* address, size_t size);  // of the host, as if it were pinned
 
-size_t device_memory_used();
+size_t device_memory_used();   // by other programs, too
 size_t device_memory_total();  // LOCKSTEP_EMULATION_MEMORY_MB, or an H100's
+// The first time, another program takes LOCKSTEP_EMULATION_MEMORY_TAKEN_MB of it.
+void let_another_program_allocate();
 
 // Each reports cudaErrorIllegalAddress where it returns false. `user` is who would touch the
 // memory.

@@ -5,6 +5,9 @@
 #include <cstdlib>
 #include <random>
 
+#include "cuda_emulation/memory.h"
+#include "cuda_emulation/scheduler.h"
+
 namespace cuda_emulation {
 namespace {
 
@@ -151,4 +154,33 @@ bool ncclComm::sent_all() {
     if (done == 0) return false;
   }
   return true;
+}
+
+const ncclComm::Registered* ncclComm::register_memory(const void* begin, size_t size) {
+  if (!cuda_emulation::hold(begin, size)) return nullptr;
+  cuda_emulation::count_handle("registrations with NCCL", 1);
+  const std::lock_guard lock(registered_mutex_);
+  return &registered_.emplace_back(static_cast<const char*>(begin), size);
+}
+
+bool ncclComm::deregister(const void* handle) {
+  const std::lock_guard lock(registered_mutex_);
+  const auto known = std::ranges::find(registered_, handle, [](const Registered& r) { return &r; });
+  if (known == registered_.end()) return false;
+  cuda_emulation::let_go(known->begin);
+  cuda_emulation::count_handle("registrations with NCCL", -1);
+  registered_.erase(known);
+  return true;
+}
+
+void ncclComm::deregister_all() {
+  while (!registered_.empty()) deregister(&registered_.front());
+}
+
+bool ncclComm::is_registered(const void* begin, size_t size) {
+  const auto* first = static_cast<const char*>(begin);
+  const std::lock_guard lock(registered_mutex_);
+  return std::ranges::any_of(registered_, [&](const Registered& r) {
+    return r.begin <= first && first + size <= r.begin + r.size;
+  });
 }

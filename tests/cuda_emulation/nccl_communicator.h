@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -45,6 +46,20 @@ struct ncclComm {
   // Operations run one after the other, in the order of the calls.
   std::atomic<uint64_t> num_issued{0}, num_finished{0};
 
+  // Operations that graphs hold, which NCCL counts, too: until none is left, neither ncclCommAbort
+  // nor ncclCommDestroy returns.
+  std::atomic<int> num_held{0};
+
+  // Memory that was registered; a handle is the address of one of these.
+  struct Registered {
+    const char* begin;
+    size_t size;
+  };
+  const Registered* register_memory(const void* begin, size_t size);  // null: no memory of the GPU
+  bool deregister(const void* handle);  // false where it is no handle of this communicator
+  void deregister_all();
+  bool is_registered(const void* begin, size_t size);
+
   int size() const { return static_cast<int>(world_ranks.size()); }
   int tag(cuda_emulation::Channel channel) const;
 
@@ -63,6 +78,8 @@ struct ncclComm {
   Hello hello_{};
   bool asked_ = false, answered_ = false;
   std::deque<MPI_Request> requests_;
+  std::mutex registered_mutex_;
+  std::list<Registered> registered_;
 };
 
 namespace cuda_emulation {

@@ -82,12 +82,26 @@ struct Header {
   Collective kind;
   int32_t type, reduction, peer;
   uint64_t count;
+  uint64_t registered;  // whether the rank's own buffers are
   bool operator==(const Header&) const = default;
 };
 
+std::string text_of(const Header& header) {
+  return "operation " + std::to_string(static_cast<int>(header.kind)) + " of " +
+         std::to_string(header.count) + " of type " + std::to_string(header.type) +
+         (header.registered == 1 ? ", registered" : "");
+}
+
+// NCCL demands that an operation's buffers are registered on all ranks or on none, so this is part
+// of what ranks must agree on.
 Header header_of(const NcclOperation& op) {
-  if (op.is_point_to_point()) return {Collective::send, op.type, 0, 0, op.count};
-  return {op.kind, op.type, op.reduction, op.peer, op.count};
+  const size_t bytes = op.count * element_bytes(op.type);
+  const auto registered = [&](const void* buffer) {
+    return buffer == nullptr || op.communicator->is_registered(buffer, bytes);
+  };
+  const uint64_t both = registered(op.send) && registered(op.receive) ? 1 : 0;
+  if (op.is_point_to_point()) return {Collective::send, op.type, 0, 0, op.count, both};
+  return {op.kind, op.type, op.reduction, op.peer, op.count, both};
 }
 
 struct Incoming {
@@ -232,12 +246,8 @@ void Exchange::finish() {
     std::memcpy(&header, in.message.data(), sizeof(header));
     const Header own = header_of(op_);
     if (header != own) {
-      fail(ncclInvalidUsage,
-           "rank " + std::to_string(in.rank) + " disagrees: operation " +
-               std::to_string(static_cast<int>(header.kind)) + " of " +
-               std::to_string(header.count) + " of type " + std::to_string(header.type) +
-               ", here operation " + std::to_string(static_cast<int>(own.kind)) + " of " +
-               std::to_string(own.count) + " of type " + std::to_string(own.type));
+      fail(ncclInvalidUsage, "rank " + std::to_string(in.rank) + " disagrees: " + text_of(header) +
+                                 ", here " + text_of(own));
     } else if (in.message.size() != sizeof(header) + bytes()) {
       fail(ncclRemoteError, "rank " + std::to_string(in.rank) + " had nothing to send");
     }
@@ -366,7 +376,12 @@ size_t element_bytes(ncclDataType_t type) {
 }
 
 MakeStep make_group(std::vector<NcclOperation> operations) {
-  return [operations = std::move(operations)] {
+  // What makes steps lives as long as the graph that it is in, or else for the call.
+  for (const NcclOperation& op : operations) op.communicator->num_held++;
+  const std::shared_ptr<void> held(nullptr, [operations](void*) {
+    for (const NcclOperation& op : operations) op.communicator->num_held--;
+  });
+  return [operations = std::move(operations), held] {
     auto run = std::make_shared<GroupRun>(operations);
     return Step([run] {
       if (!run->step()) return false;

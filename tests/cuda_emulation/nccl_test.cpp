@@ -2,7 +2,10 @@
 #include <mpi.h>
 #include <nccl.h>
 
+#include <atomic>
+#include <chrono>
 #include <numeric>
+#include <thread>
 
 #include "cuda_emulation/scheduler.h"
 #include "cuda_emulation/testing.h"
@@ -167,6 +170,25 @@ TEST_F(Nccl, GraphsHoldCollectives) {
   ncclCommDestroy(all);
 }
 
+TEST_F(Nccl, AnAbortWaitsForGraphs) {
+  ncclComm_t all = join_all();
+  Stream stream;
+  Array<float> x(std::vector<float>{1});
+  cudaGraph_t graph = nullptr;
+  cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  ncclAllReduce(x.data(), x.data(), 1, ncclFloat, ncclSum, all, stream);
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  std::atomic<bool> aborted{false};
+  std::thread other([&] {
+    ncclCommAbort(all);
+    aborted = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  EXPECT_FALSE(aborted);
+  cudaGraphDestroy(graph);
+  other.join();
+}
+
 TEST_F(Nccl, RanksThatDisagreeAreTold) {
   if (size_ == 1) GTEST_SKIP() << "nobody to disagree with";
   for (const bool about_count : {true, false}) {
@@ -224,6 +246,72 @@ TEST_F(Nccl, BadArgumentsAreRefused) {
     EXPECT_EQ(ncclAllReduce(x.data(), x.data(), 1, ncclFloat, ncclSum, all, stream),
               ncclInvalidArgument);
   });
+}
+
+// Memory by ncclMemAlloc, full of zeros.
+void* nccl_memory(size_t size) {
+  void* memory = nullptr;
+  EXPECT_EQ(ncclMemAlloc(&memory, size), ncclSuccess);
+  EXPECT_EQ(cudaMemset(memory, 0, size), cudaSuccess);
+  return memory;
+}
+
+TEST_F(Nccl, RegisteredMemoryIsUsedAsAnyOther) {
+  ncclComm_t all = join_all();
+  Stream stream;
+  void* x = nccl_memory(kCount * sizeof(float));
+  void* handle = nullptr;
+  EXPECT_EQ(ncclCommRegister(all, x, kCount * sizeof(float), &handle), ncclSuccess);
+  EXPECT_NE(handle, nullptr);
+  EXPECT_EQ(ncclAllReduce(x, x, kCount, ncclFloat, ncclSum, all, stream), ncclSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  EXPECT_EQ(ncclCommDeregister(all, handle), ncclSuccess);
+  said_by([&] {
+    EXPECT_EQ(ncclCommDeregister(all, handle), ncclInvalidUsage);
+    EXPECT_EQ(ncclCommRegister(all, x, kCount * sizeof(float) + 1, &handle), ncclInvalidArgument);
+    EXPECT_EQ(cudaFree(x), cudaErrorInvalidValue);  // it is NCCL's
+  });
+  EXPECT_EQ(ncclMemFree(x), ncclSuccess);
+  EXPECT_EQ(ncclCommDestroy(all), ncclSuccess);
+  said_by([&] { EXPECT_EQ(ncclCommRegister(all, x, 1, &handle), ncclInvalidArgument); });
+}
+
+TEST_F(Nccl, MemoryThatIsFreedWhileItIsRegistered) {
+  ncclComm_t all = join_all();
+  Array<float> x(numbers(kCount));
+  void* handle = nullptr;
+  EXPECT_EQ(ncclCommRegister(all, x.data(), x.size_bytes(), &handle), ncclSuccess);
+  EXPECT_NE(said_by([&] { x.free(); }).find("registered with NCCL"), std::string::npos);
+  EXPECT_EQ(ncclCommDeregister(all, handle), ncclSuccess);
+  EXPECT_EQ(ncclCommDestroy(all), ncclSuccess);
+}
+
+TEST_F(Nccl, BuffersThatSomeRanksAloneHaveRegistered) {
+  if (size_ == 1) GTEST_SKIP();
+  ncclComm_t all = join_all();
+  Stream stream;
+  Array<float> x(numbers(kCount));
+  void* handle = nullptr;
+  if (rank_ == 0) {
+    EXPECT_EQ(ncclCommRegister(all, x.data(), x.size_bytes(), &handle), ncclSuccess);
+  }
+  const std::string said = said_by([&] {
+    EXPECT_EQ(ncclAllReduce(x.data(), x.data(), kCount, ncclFloat, ncclSum, all, stream),
+              ncclSuccess);
+    cudaStreamSynchronize(stream);
+  });
+  EXPECT_NE(said.find("disagrees"), std::string::npos);
+  EXPECT_EQ(ncclCommAbort(all), ncclSuccess);  // which ends the registration
+}
+
+TEST_F(Nccl, ARegistrationThatNobodyEndsIsALeak) {
+  ncclComm_t all = join_all();
+  Array<float> x(numbers(kCount));
+  void* handle = nullptr;
+  EXPECT_EQ(ncclCommRegister(all, x.data(), x.size_bytes(), &handle), ncclSuccess);
+  EXPECT_NE(leaks().find("1 registrations with NCCL"), std::string::npos) << leaks();
+  EXPECT_EQ(ncclCommDeregister(all, handle), ncclSuccess);
+  EXPECT_EQ(ncclCommDestroy(all), ncclSuccess);
 }
 
 TEST_F(Nccl, NothingIsLeftBehind) { EXPECT_EQ(leaks(), ""); }

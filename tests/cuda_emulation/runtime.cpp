@@ -1,7 +1,12 @@
 #include <cuda_runtime.h>
+#include <unistd.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <sstream>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "cuda_emulation/graphs.h"
@@ -20,8 +25,55 @@ namespace {
 
 thread_local int current_device = 0;
 
-int num_devices() {
-  return static_cast<int>(emu::environment_number("LOCKSTEP_EMULATION_DEVICES", 1));
+// The GPUs of the machine that CUDA_VISIBLE_DEVICES leaves, by its numbers and in its order; as
+// CUDA does, up to the first that is none.
+std::vector<int> visible_devices() {
+  const auto there = static_cast<int>(emu::environment_number("LOCKSTEP_EMULATION_DEVICES", 1));
+  std::vector<int> visible;
+  const char* chosen = std::getenv("CUDA_VISIBLE_DEVICES");
+  if (chosen == nullptr) {
+    for (int i = 0; i < there; i++) visible.push_back(i);
+    return visible;
+  }
+  std::istringstream numbers(chosen);
+  for (std::string number; std::getline(numbers, number, ',');) {
+    char* end = nullptr;
+    const long i = std::strtol(number.c_str(), &end, 10);
+    if (end == number.c_str() || i < 0 || i >= there) break;
+    visible.push_back(static_cast<int>(i));
+  }
+  return visible;
+}
+
+int num_devices() { return static_cast<int>(visible_devices().size()); }
+
+struct Model {
+  std::string_view key;
+  const char* name;
+  int major, minor, multiprocessors;
+};
+
+// LOCKSTEP_EMULATION_GPU, or an H100.
+const Model& model() {
+  static constexpr Model kModels[] = {{"h100", "NVIDIA H100 80GB HBM3 (emulated)", 9, 0, 132},
+                                      {"a100", "NVIDIA A100-SXM4-80GB (emulated)", 8, 0, 108},
+                                      {"v100", "Tesla V100-SXM2-32GB (emulated)", 7, 0, 80}};
+  const char* chosen = std::getenv("LOCKSTEP_EMULATION_GPU");
+  for (const Model& known : kModels) {
+    if (chosen != nullptr && known.key == chosen) return known;
+  }
+  return kModels[0];
+}
+
+// The same for every process of this host, and of no other.
+cudaUUID_t uuid_of(int device) {
+  char host[256] = {};
+  gethostname(host, sizeof host - 1);
+  const size_t hash = std::hash<std::string_view>()(host);
+  cudaUUID_t id{};
+  std::memcpy(id.bytes, &hash, sizeof hash);
+  id.bytes[15] = static_cast<char>(device);
+  return id;
 }
 
 cudaError_t refuse_destroyed() {
@@ -194,6 +246,7 @@ cudaError_t cudaMemset(void* address, int value, size_t size) {
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   *total_bytes = emu::device_memory_total();
   *free_bytes = *total_bytes - emu::device_memory_used();
+  emu::let_another_program_allocate();
   return cudaSuccess;
 }
 
@@ -376,10 +429,12 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
     return report(cudaErrorInvalidDevice, "cudaGetDeviceProperties");
   }
   *properties = {};
-  std::strcpy(properties->name, "NVIDIA H100 80GB HBM3 (emulated)");
+  std::strcpy(properties->name, model().name);
+  properties->uuid = uuid_of(visible_devices()[static_cast<size_t>(index)]);
   properties->totalGlobalMem = emu::device_memory_total();
-  properties->major = 9;
-  properties->multiProcessorCount = 132;
+  properties->major = model().major;
+  properties->minor = model().minor;
+  properties->multiProcessorCount = model().multiprocessors;
   properties->warpSize = emu::kWarpSize;
   properties->maxThreadsPerBlock = 1024;
   properties->maxThreadsPerMultiProcessor = 2048;
@@ -418,6 +473,9 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
   *version = CUDART_VERSION;
   return cudaSuccess;
 }
-cudaError_t cudaDriverGetVersion(int* version) { return cudaRuntimeGetVersion(version); }
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = static_cast<int>(emu::environment_number("LOCKSTEP_EMULATION_DRIVER", CUDART_VERSION));
+  return cudaSuccess;
+}
 
 }  // extern "C"

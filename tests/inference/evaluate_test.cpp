@@ -83,7 +83,8 @@ class EvaluateOf : public ::testing::TestWithParam<const char*> {
   }
   const TokenStream& split() const { return dataset_.split("train"); }
 
-  Evaluation run(int workers, int64_t window, int64_t micro_batch, int64_t max_windows = 0) {
+  Evaluation run(int workers, int64_t window, int64_t micro_batch,
+                 const EvaluationOptions& evaluation = {}) {
     World world(workers);
     std::vector<Evaluation> results(static_cast<size_t>(workers));
     std::vector<std::thread> threads;
@@ -96,7 +97,7 @@ class EvaluateOf : public ::testing::TestWithParam<const char*> {
         Transformer model(golden_.config, options);
         std::copy(golden_.weights.begin(), golden_.weights.end(), model.weights().as<float>());
         ThreadCommunicator communicator(world, rank);
-        results[static_cast<size_t>(rank)] = evaluate(model, split(), communicator, max_windows);
+        results[static_cast<size_t>(rank)] = evaluate(model, split(), communicator, evaluation);
       });
     }
     for (std::thread& thread : threads) thread.join();
@@ -138,12 +139,47 @@ TEST_P(EvaluateOf, IsTheSameFigureForAnyNumberOfWorkers) {
 }
 
 TEST_P(EvaluateOf, TakesTheFirstWindowsWhenAsked) {
-  const Evaluation all = run(1, 20, 4), part = run(2, 20, 4, 3), more = run(1, 20, 4, 100);
+  const Evaluation all = run(1, 20, 4), part = run(2, 20, 4, {.max_windows = 3}),
+                   more = run(1, 20, 4, {.max_windows = 100});
   EXPECT_EQ(part.tokens, 60);
   EXPECT_EQ(part.bytes, 60);
   EXPECT_NEAR(part.bits_per_byte, part.loss / std::log(2), 1e-12);
   EXPECT_NE(part.loss, all.loss);
   EXPECT_EQ(more.loss, all.loss);
+}
+
+// As above, each token from at least the window less the stride.
+TEST_P(EvaluateOf, SlidesByTheStride) {
+  const auto golden =
+      nlohmann::json::parse(read_file(Golden::path("decoding.json"))).at(GetParam()).at("strided");
+  EXPECT_EQ(golden.size(), 3u);
+  for (const auto& [sizes, nats] : golden.items()) {
+    const int64_t window = std::stoll(sizes),
+                  stride = std::stoll(sizes.substr(sizes.find('/') + 1));
+    const Evaluation one = run(1, window, 4, {.stride = stride});
+    EXPECT_EQ(one.tokens, split().size() - 1) << sizes;
+    EXPECT_EQ(one.bytes, split().size() - 1);
+    const double want = nats.get<double>() / static_cast<double>(one.tokens);
+    EXPECT_NEAR(one.loss, want, 1e-5 * want) << sizes;
+    EXPECT_EQ(run(3, window, 4, {.stride = stride}).loss, one.loss) << sizes;
+  }
+  EXPECT_EQ(run(1, 20, 4, {.stride = 20}).loss, run(1, 20, 4).loss);
+  const Evaluation part = run(1, 20, 4, {.max_windows = 3, .stride = 7});
+  EXPECT_EQ(part.tokens, 20 + 2 * 7);
+}
+
+TEST_P(EvaluateOf, GivesAnIntervalWhenAsked) {
+  EXPECT_FALSE(run(1, 20, 4).loss_interval);
+  const Evaluation e = run(1, 20, 4, {.resamples = 400});
+  ASSERT_TRUE(e.loss_interval);
+  EXPECT_LT(e.loss_interval->low, e.loss);
+  EXPECT_GT(e.loss_interval->high, e.loss);
+  const Evaluation two = run(2, 20, 4, {.resamples = 400});
+  EXPECT_EQ(two.loss_interval->low, e.loss_interval->low);
+  EXPECT_EQ(two.loss_interval->high, e.loss_interval->high);
+  const auto json = to_json(e);
+  EXPECT_EQ(json.at("loss_interval")[0], e.loss_interval->low);
+  EXPECT_EQ(json.at("loss_interval")[1], e.loss_interval->high);
 }
 
 TEST_P(EvaluateOf, IsWrittenAsJson) {

@@ -1,11 +1,14 @@
+#include "core/mirrored.h"
 #include "kernels/adam.h"
 #include "tests/kernels/on_device.h"
 
 namespace lockstep::kernels::tests {
 namespace {
 
-AdamStep step_of(bool decoupled, float clip_value) {
-  AdamStep step;
+struct Update : AdamConstants, AdamStep {};
+
+Update step_of(bool decoupled, float clip_value) {
+  Update step;
   step.learning_rate = 0.01f, step.weight_decay = 0.1f, step.decoupled = decoupled;
   step.bias_correction1 = 0.1f, step.bias_correction2 = 0.05f;
   step.gradient_factor = 0.25f, step.clip_value = clip_value;
@@ -32,15 +35,25 @@ struct AdamPair {
         device_exp_avg(exp_avg, stream, shift),
         device_exp_avg_sq(exp_avg_sq, stream, shift),
         device_gradients(gradients, stream, shift) {}
-  void run_on_device(const AdamStep& step, int64_t begin, int64_t end) {
+  void run_on_device(const Update& step, int64_t begin, int64_t end) {
     const auto part = [&](auto& values) { return values.tensor().slice(begin, end); };
     adam_update(part(device_weights), part(device_master), part(device_exp_avg),
-                part(device_exp_avg_sq), part(device_gradients), step, stream);
+                part(device_exp_avg_sq), part(device_gradients), step, on_device(step), stream);
+  }
+  // For what is enqueued before the next call.
+  const AdamStep* on_device(const AdamStep& step) {
+    stream.synchronize();
+    step_.host() = step;
+    step_.upload(stream);
+    return step_.there();
   }
   std::string device_bytes() {
     return device_weights.values().bytes() + device_master.values().bytes() +
            device_exp_avg.values().bytes() + device_exp_avg_sq.values().bytes();
   }
+
+ private:
+  Mirrored<AdamStep> step_{Device::cuda};
 };
 
 template <class T>
@@ -53,11 +66,11 @@ TYPED_TEST(AdamCuda, AgreesWithTheCpu) {
     for (const float clip_value : {0.0f, 0.1f}) {
       for (const int64_t n : {1, 7, 1000, 5003}) {
         for (const int64_t shift : {0, 1, 3}) {
-          const AdamStep step = step_of(decoupled, clip_value);
+          const Update step = step_of(decoupled, clip_value);
           AdamPair<T> pair(n, shift, shift == 3 ? 2 : shift);
           const Values<float> old_master = pair.master, old_exp_avg = pair.exp_avg;
           adam_update(pair.weights.tensor(), pair.master.tensor(), pair.exp_avg.tensor(),
-                      pair.exp_avg_sq.tensor(), pair.gradients.tensor(), step, pair.host);
+                      pair.exp_avg_sq.tensor(), pair.gradients.tensor(), step, &step, pair.host);
           pair.run_on_device(step, 0, n);
           const Values<T>& weights = pair.device_weights.values();
           const Values<float>&master = pair.device_master.values(),
@@ -85,7 +98,7 @@ TYPED_TEST(AdamCuda, AgreesWithTheCpu) {
 // A worker's shard may begin and end anywhere: a parameter's bits depend on it alone.
 TYPED_TEST(AdamCuda, BitsDoNotDependOnPlaceOrAlignment) {
   using T = TypeParam;
-  const AdamStep step = step_of(true, 0.3f);
+  const Update step = step_of(true, 0.3f);
   AdamPair<T> whole(1000, 0, 0), parts(1000, 0, 0), shifted(1000, 1, 2);
   whole.run_on_device(step, 0, 1000);
   shifted.run_on_device(step, 0, 1000);
@@ -100,12 +113,21 @@ TYPED_TEST(AdamCuda, BitsDoNotDependOnPlaceOrAlignment) {
 
 TEST_F(CudaTest, AdamsWeightsMayBeTheMaster) {
   AdamPair<float> apart(777, 0, 0), together(777, 0, 0);
-  const AdamStep step = step_of(true, 0);
+  const Update step = step_of(true, 0);
   apart.run_on_device(step, 0, 777);
   adam_update(together.device_master.tensor(), together.device_master.tensor(),
               together.device_exp_avg.tensor(), together.device_exp_avg_sq.tensor(),
-              together.device_gradients.tensor(), step, together.stream);
+              together.device_gradients.tensor(), step, together.on_device(step), together.stream);
   EXPECT_EQ(together.device_master.values().bytes(), apart.device_master.values().bytes());
+}
+
+TEST_F(CudaTest, AdamWritesNothingInASkippedStep) {
+  AdamPair<bf16> pair(1003, 1, 2);
+  const std::string before = pair.device_bytes();
+  Update step = step_of(true, 0);
+  step.skipped = 1;
+  pair.run_on_device(step, 0, 1003);
+  EXPECT_EQ(pair.device_bytes(), before);
 }
 
 TEST_F(CudaTest, AdamDoesNotClipNanAway) {

@@ -8,11 +8,13 @@
 namespace lockstep::kernels::tests {
 namespace {
 
+struct Update : AdamConstants, AdamStep {};
+
 // One parameter in float64, by the formulas of adam.h.
 struct Reference {
   double master, exp_avg, exp_avg_sq;
 
-  void update(double gradient, const AdamStep& s) {
+  void update(double gradient, const Update& s) {
     double g = gradient * s.gradient_factor;
     if (s.clip_value > 0) g = std::max<double>(-s.clip_value, std::min<double>(s.clip_value, g));
     if (!s.decoupled) g += double{s.weight_decay} * master;
@@ -37,15 +39,15 @@ struct AdamCase {
         exp_avg(Values<float>::normal({count}, 2, 0, 0.1f)),
         exp_avg_sq(Values<float>::normal({count}, 3, 0.5f, 0.05f)),
         gradients(Values<float>::normal({count}, 4)) {}
-  void update(const AdamStep& step) {
+  void update(const Update& step) {
     Stream stream;
     adam_update(weights.tensor(), master.tensor(), exp_avg.tensor(), exp_avg_sq.tensor(),
-                gradients.tensor(), step, stream);
+                gradients.tensor(), step, &step, stream);
   }
 };
 
-AdamStep step_of(bool decoupled, float clip_value) {
-  AdamStep step;
+Update step_of(bool decoupled, float clip_value) {
+  Update step;
   step.learning_rate = 0.01f, step.weight_decay = 0.1f, step.decoupled = decoupled;
   step.bias_correction1 = 0.1f, step.bias_correction2 = 0.05f;
   step.gradient_factor = 0.25f, step.clip_value = clip_value;
@@ -61,7 +63,7 @@ TYPED_TEST(Adam, IsTheDefinition) {
   for (bool decoupled : {true, false}) {
     for (float clip_value : {0.0f, 0.1f}) {
       for (int64_t n : {1, 7, 1000, 40'000}) {
-        const AdamStep step = step_of(decoupled, clip_value);
+        const Update step = step_of(decoupled, clip_value);
         AdamCase<T> test(n);
         const AdamCase<T> before = test;
         test.update(step);
@@ -88,11 +90,11 @@ TYPED_TEST(Adam, IsTheDefinition) {
 
 TEST(AdamUpdate, WeightsMayBeTheMaster) {
   AdamCase<float> apart(777), together(777);
-  const AdamStep step = step_of(true, 0);
+  const Update step = step_of(true, 0);
   apart.update(step);
   Stream stream;
   adam_update(together.master.tensor(), together.master.tensor(), together.exp_avg.tensor(),
-              together.exp_avg_sq.tensor(), together.gradients.tensor(), step, stream);
+              together.exp_avg_sq.tensor(), together.gradients.tensor(), step, &step, stream);
   EXPECT_EQ(together.master.bytes(), apart.master.bytes());
   EXPECT_EQ(apart.weights.bytes(), apart.master.bytes());
 }
@@ -109,12 +111,25 @@ TYPED_TEST(Adam, BitsDoNotDependOnThreadsOrPlace) {
   AdamCase<TypeParam> whole(40'000), part(40'000);
   whole.update(step_of(true, 0.3f));
   Stream stream;
+  const Update step = step_of(true, 0.3f);
   const auto of = [](auto& values) { return values.tensor().slice(kBegin, kEnd); };
   adam_update(of(part.weights), of(part.master), of(part.exp_avg), of(part.exp_avg_sq),
-              of(part.gradients), step_of(true, 0.3f), stream);
+              of(part.gradients), step, &step, stream);
   EXPECT_EQ(part.master.bytes(kBegin, kEnd), whole.master.bytes(kBegin, kEnd));
   EXPECT_EQ(part.weights.bytes(kBegin, kEnd), whole.weights.bytes(kBegin, kEnd));
   EXPECT_EQ(part.exp_avg_sq.bytes(kBegin, kEnd), whole.exp_avg_sq.bytes(kBegin, kEnd));
+}
+
+TEST(AdamUpdate, ASkippedStepWritesNothing) {
+  AdamCase<bf16> test(777);
+  const AdamCase<bf16> before = test;
+  Update step = step_of(true, 0);
+  step.skipped = 1;
+  test.update(step);
+  EXPECT_EQ(
+      test.weights.bytes() + test.master.bytes() + test.exp_avg.bytes() + test.exp_avg_sq.bytes(),
+      before.weights.bytes() + before.master.bytes() + before.exp_avg.bytes() +
+          before.exp_avg_sq.bytes());
 }
 
 TEST(AdamUpdate, ZeroGradientsAndFirstStep) {
@@ -125,7 +140,7 @@ TEST(AdamUpdate, ZeroGradientsAndFirstStep) {
     test.master.set(i, 1), test.exp_avg.set(i, 0), test.exp_avg_sq.set(i, 0);
     test.gradients.set(i, gradients[i]);
   }
-  AdamStep step;
+  Update step;
   step.learning_rate = 0.125f, step.beta2 = 0.999f;
   step.bias_correction1 = 1 - step.beta1, step.bias_correction2 = 1 - step.beta2;
   test.update(step);
@@ -147,7 +162,7 @@ TEST(AdamUpdate, NanIsNotClippedAway) {
 TYPED_TEST(Adam, EachParameterStandsAlone) {
   using T = TypeParam;
   for (const bool decoupled : {true, false}) {
-    const AdamStep step = step_of(decoupled, 0.3f);
+    const Update step = step_of(decoupled, 0.3f);
     AdamCase<T> whole(1000), parts(1000);
     whole.update(step);
     Stream stream;
@@ -156,7 +171,7 @@ TYPED_TEST(Adam, EachParameterStandsAlone) {
       adam_update(parts.weights.tensor().slice(begin, end), parts.master.tensor().slice(begin, end),
                   parts.exp_avg.tensor().slice(begin, end),
                   parts.exp_avg_sq.tensor().slice(begin, end),
-                  parts.gradients.tensor().slice(begin, end), step, stream);
+                  parts.gradients.tensor().slice(begin, end), step, &step, stream);
       begin = end;
     }
     for (int64_t i = 0; i < 1000; i++) {
@@ -180,7 +195,7 @@ std::vector<double> read_line(std::istream& file, const std::string& name) {
   return values;
 }
 
-void expect_golden(const std::string& file_name, AdamStep step) {
+void expect_golden(const std::string& file_name, Update step) {
   std::ifstream file(LOCKSTEP_GOLDEN "/optimizer/" + file_name);
   ASSERT_TRUE(file) << file_name;
   const auto initial = read_line(file, "initial");
@@ -213,12 +228,12 @@ void expect_golden(const std::string& file_name, AdamStep step) {
 }
 
 TEST(AdamUpdate, TakesTheStepsOfPyTorchsAdamW) {
-  AdamStep step;
+  Update step;
   step.weight_decay = 0.125f;
   expect_golden("adamw.txt", step);
 }
 TEST(AdamUpdate, TakesTheStepsOfPyTorchsAdam) {
-  AdamStep step;
+  Update step;
   step.weight_decay = 0.0625f, step.decoupled = false;
   expect_golden("adam.txt", step);
 }

@@ -22,8 +22,10 @@ const AttentionSize kAttentionSizes[] = {
     {1, 65, {2, 1, 128}}, {1, 33, {1, 1, 100}},   {1, 70, {2, 1, 130}}, {1, 34, {1, 1, 256}},
     {1, 128, {1, 1, 64}}, {2, 0, {2, 1, 4}},      {0, 5, {2, 1, 4}}};
 
+const uint64_t kStep = 6;
+
 DropoutMask some_mask(float probability) {
-  return {.probability = probability, .seed = 5, .step = 6, .first_sequence = 7, .site = 8};
+  return {.probability = probability, .seed = 5, .step = &kStep, .first_sequence = 7, .site = 8};
 }
 
 template <class T>
@@ -68,12 +70,13 @@ struct Case {
     OnDevice<T> device_qkv(qkv, stream, size.shift), device_dy(dy, stream, size.shift),
         device_y(y, stream, size.shift), device_dqkv(dqkv, stream, size.shift);
     OnDevice<float> device_lse(lse, stream, size.shift);
+    const MaskOnDevice device_mask(mask, stream);
     // Our own kernels on a GPU too, where cuDNN has the shapes that it has plans for.
     cuda::tiled_attention_forward(device_y.tensor(), device_lse.tensor(), device_qkv.tensor(),
-                                  size.heads, mask, stream);
+                                  size.heads, device_mask, stream);
     cuda::tiled_attention_backward(device_dqkv.tensor(), device_dy.tensor(), device_y.tensor(),
-                                   device_lse.tensor(), device_qkv.tensor(), size.heads, mask,
-                                   stream);
+                                   device_lse.tensor(), device_qkv.tensor(), size.heads,
+                                   device_mask, stream);
     y = device_y.values(), lse = device_lse.values(), dqkv = device_dqkv.values();
   }
 };

@@ -22,8 +22,11 @@ const AttentionSize kAttentionSizes[] = {{1, 1, 1, 1, 1},    {2, 3, 2, 2, 8},   
                                          {1, 130, 1, 1, 80}, {1, 66, 1, 1, 128}, {1, 520, 2, 2, 4},
                                          {2, 0, 2, 1, 4},    {0, 5, 2, 1, 4}};
 
+const uint64_t kMaskStep = 6;
+
 DropoutMask some_mask(float probability) {
-  return {.probability = probability, .seed = 5, .step = 6, .first_sequence = 7, .site = 8};
+  return {
+      .probability = probability, .seed = 5, .step = &kMaskStep, .first_sequence = 7, .site = 8};
 }
 
 template <class T>
@@ -79,7 +82,7 @@ struct Reference {
   double keep(int64_t b, int64_t h, int64_t t, int64_t u) const {
     if (!mask.active()) return 1;
     const int64_t place = (h * size.tokens + t) * size.tokens + u;
-    const uint32_t word = mask.words(static_cast<uint32_t>(b), place / 4)[place % 4];
+    const uint32_t word = mask.words(mask.key(), static_cast<uint32_t>(b), place / 4)[place % 4];
     return word >= mask.threshold() ? 1 / (1 - double{mask.probability}) : 0;
   }
   // Index of component 0 of query head h, or of what it reads, of token t of sequence b.

@@ -1,3 +1,4 @@
+#include "core/mirrored.h"
 #include "kernels/classifier.h"
 #include "tests/kernels/on_device.h"
 
@@ -34,7 +35,7 @@ struct Case {
   void run_on_cpu() {
     Stream host;
     classifier_loss_and_gradient(losses.tensor(), dx.tensor(), dweight.tensor(), x.tensor(),
-                                 weight.tensor(), targets.tensor(), kScale, host);
+                                 weight.tensor(), targets.tensor(), &kScale, host);
   }
   // Replaces what is written and added to by the device's results.
   void run_on_gpu(bool with_gradient = true, int64_t shift = 0) {
@@ -43,10 +44,13 @@ struct Case {
         gpu_dx(dx, stream, shift);
     OnDevice<float> gpu_losses(losses, stream, shift), gpu_dweight(dweight, stream, shift);
     OnDevice<int32_t> gpu_targets(targets, stream, shift);
+    Mirrored<float> scale(Device::cuda);
+    scale.host() = kScale;
+    scale.upload(stream);
     if (with_gradient) {
       classifier_loss_and_gradient(gpu_losses.tensor(), gpu_dx.tensor(), gpu_dweight.tensor(),
                                    gpu_x.tensor(), gpu_weight.tensor(), gpu_targets.tensor(),
-                                   kScale, stream);
+                                   scale.there(), stream);
     } else {
       classifier_loss(gpu_losses.tensor(), gpu_x.tensor(), gpu_weight.tensor(),
                       gpu_targets.tensor(), stream);

@@ -44,7 +44,7 @@ struct Case {
     classifier_loss_and_gradient(tensor(losses, {size.tokens}),
                                  tensor(dx, {size.tokens, size.channels}),
                                  tensor(dweight, {size.vocab_size, size.channels}), xs(), weights(),
-                                 tensor(targets, {size.tokens}), kScale, stream);
+                                 tensor(targets, {size.tokens}), &kScale, stream);
   }
   void run_loss() {
     Stream stream;

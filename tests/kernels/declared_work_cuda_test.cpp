@@ -8,6 +8,7 @@
 #include <deque>
 #include <functional>
 
+#include "core/mirrored.h"
 #include "core/rehearsal.h"
 #include "kernels/activation.h"
 #include "kernels/adam.h"
@@ -22,6 +23,7 @@
 #include "kernels/reduce.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
+#include "tests/kernels/on_device.h"
 
 // The bytes that kernels declare (Work), against the pages that they touch on the emulated device:
 // a page's first read and its first write each fault once.
@@ -133,8 +135,14 @@ TEST_F(DeclaredWork, OfNorms) {
   const Tensor x = rows(), y = rows(), dy = rows(), dx = rows(), gain = row(), bias = row(),
                mean = row(DType::fp32, kRows), scale = row(DType::fp32, kRows),
                dgain = row(DType::fp32), dbias = row(DType::fp32);
-  expect_declared([&](Stream& s) { layernorm_forward(y, mean, scale, x, gain, bias, 1e-5f, s); });
-  expect_declared([&](Stream& s) { rmsnorm_forward(y, scale, x, gain, 1e-5f, s); });
+  expect_declared(
+      [&](Stream& s) { layernorm_forward(y, mean, scale, x, {}, gain, bias, 1e-5f, s); });
+  expect_declared([&](Stream& s) { rmsnorm_forward(y, scale, x, {}, gain, 1e-5f, s); });
+  const Tensor added = rows();
+  expect_declared([&](Stream& s) {
+    layernorm_forward(y, mean, scale, x, {added, added}, gain, bias, 1e-5f, s);
+  });
+  expect_declared([&](Stream& s) { rmsnorm_forward(y, scale, x, {added, added}, gain, 1e-5f, s); });
   // Partial sums are written and read.
   const auto partials = [](int64_t sums) {
     return 2.0 * static_cast<double>(cuda::norm_workspace_bytes(kRows / 4, kChannels, sums));
@@ -159,7 +167,8 @@ TEST_F(DeclaredWork, OfActivations) {
 
 TEST_F(DeclaredWork, OfTheResidualStream) {
   const Tensor x = rows(), y = rows(), z = rows();
-  const DropoutMask mask{.probability = 0.5f};
+  const tests::MaskOnDevice mask({.probability = 0.5f}, stream);
+  stream.synchronize();
   expect_declared([&](Stream& s) { residual_add(z, x, y, DropoutMask(), s); });
   expect_declared([&](Stream& s) { residual_add(y, x, y, mask, s); });
   expect_declared([&](Stream& s) { dropout(z, x, mask, s); });
@@ -193,14 +202,24 @@ TEST_F(DeclaredWork, OfTheUpdate) {
   const Tensor weights = row(DType::bf16, size), master = row(DType::fp32, size),
                first = row(DType::fp32, size), second = row(DType::fp32, size),
                gradients = row(DType::fp32, size);
-  expect_declared(
-      [&](Stream& s) { adam_update(weights, master, first, second, gradients, AdamStep(), s); });
-  expect_declared(
-      [&](Stream& s) { adam_update(master, master, first, second, gradients, AdamStep(), s); });
+  Mirrored<AdamStep> step(Device::cuda);  // beside the memory that is watched
+  step.upload(stream);
+  expect_declared([&](Stream& s) {
+    adam_update(weights, master, first, second, gradients, {}, step.there(), s);
+  });
+  expect_declared([&](Stream& s) {
+    adam_update(master, master, first, second, gradients, {}, step.there(), s);
+  });
   expect_declared([&](Stream& s) { cast(weights, gradients, s); });
   expect_declared([&](Stream& s) { cast(master, gradients, s); });  // a copy
   expect_declared([&](Stream& s) { set_zero(gradients, s); });
-  expect_declared([&](Stream& s) { sum_of_squares(gradients, s); });
+  Mirrored<Range> all(Device::cuda);
+  Mirrored<double> total(Device::cuda);
+  all.host() = {0, size};
+  all.upload(stream), total.upload(stream);
+  stream.synchronize();
+  expect_declared(
+      [&](Stream& s) { add_sums_of_squares(total.there(), gradients, all.there(), 1, size, s); });
 }
 
 TEST_F(DeclaredWork, OfOrderedSums) {
@@ -214,16 +233,27 @@ TEST_F(DeclaredWork, OfOrderedSums) {
 }
 
 TEST_F(DeclaredWork, OfProducts) {
-  const Tensor x = rows(), weight = take({512, kChannels}, DType::bf16), y = rows(DType::bf16, 512),
+  const Tensor x = rows(), weight = take({512, kChannels}, DType::bf16),
+               down = take({kChannels, 512}, DType::bf16), y = rows(DType::bf16, 512),
                bias = row(DType::bf16, 512), dweight = take({512, kChannels}, DType::fp32),
                dbias = row(DType::fp32, 512);
   expect_declared([&](Stream& s) { linear_forward(y, x, weight, bias, s); });
   expect_declared([&](Stream& s) { linear_backward_input(x, y, weight, s); });
   expect_declared([&](Stream& s) { linear_backward_weight(dweight, Tensor(), y, x, s); });
-  // The bias reads the gradient again, and sums of its blocks go through the workspace.
-  const auto partials = static_cast<double>(cuda::bias_gradient_workspace_bytes(kRows, 512));
+  // Sums of columns go through the workspace.
   expect_declared([&](Stream& s) { linear_backward_weight(dweight, dbias, y, x, s); },
-                  static_cast<double>(y.size_bytes()) + 2 * partials);
+                  2.0 * static_cast<double>(dbias.size_bytes()));
+
+  const Tensor z = rows(DType::bf16, 512);
+  for (const auto kind : {Activation::gelu_tanh, Activation::relu}) {
+    // A kernel of its own reads again what the product wrote.
+    const double again = kind == Activation::gelu_tanh ? 0 : static_cast<double>(z.size_bytes());
+    expect_declared([&](Stream& s) { linear_activation_forward(y, z, x, weight, bias, kind, s); },
+                    again);
+    // Here it also writes again.
+    expect_declared([&](Stream& s) { linear_activation_backward_input(y, x, down, z, kind, s); },
+                    2 * again);
+  }
 }
 
 TEST_F(DeclaredWork, OfAttention) {
@@ -244,9 +274,10 @@ TEST_F(DeclaredWork, OfTheClassifier) {
   // weight are read by two products each.
   const double logits = static_cast<double>(tokens * vocab) * (2 * 4 + 3 * 2);
   const auto again = static_cast<double>(x.size_bytes() + weight.size_bytes());
+  Mirrored<float> scale(Device::cuda);
   expect_declared(
       [&](Stream& s) {
-        classifier_loss_and_gradient(losses, dx, dweight, x, weight, targets, 1, s);
+        classifier_loss_and_gradient(losses, dx, dweight, x, weight, targets, scale.there(), s);
       },
       logits + again);
 }

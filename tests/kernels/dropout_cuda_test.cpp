@@ -4,8 +4,10 @@
 namespace lockstep::kernels::tests {
 namespace {
 
+const uint64_t kStep = 7;
+
 DropoutMask mask_of(float probability) {
-  return {.probability = probability, .seed = 42, .step = 7, .first_sequence = 3, .site = 5};
+  return {.probability = probability, .seed = 42, .step = &kStep, .first_sequence = 3, .site = 5};
 }
 
 // Sequences of whole packs and not, of fewer values than a pack, and of more than a block.
@@ -22,15 +24,16 @@ TYPED_TEST(DropoutCuda, AgreesWithTheCpu) {
     for (const float p : {0.0f, 0.1f, 0.999f}) {
       for (const int64_t shift : {0, 1}) {
         const DropoutMask mask = mask_of(p);
+        const MaskOnDevice device_mask(mask, stream);
         auto x = Values<T>::normal(shape, 1), residual = Values<T>::normal(shape, 2);
         Values<T> dropped(shape), added(shape);
         OnDevice<T> device_x(x, stream, shift), device_residual(residual, stream);
         OnDevice<T> device_dropped(dropped, stream), device_added(added, stream);
         dropout(dropped.tensor(), x.tensor(), mask, host);
-        dropout(device_dropped.tensor(), device_x.tensor(), mask, stream);
+        dropout(device_dropped.tensor(), device_x.tensor(), device_mask, stream);
         residual_add(added.tensor(), residual.tensor(), x.tensor(), mask, host);
-        residual_add(device_added.tensor(), device_residual.tensor(), device_x.tensor(), mask,
-                     stream);
+        residual_add(device_added.tensor(), device_residual.tensor(), device_x.tensor(),
+                     device_mask, stream);
         ASSERT_EQ(device_dropped.values().bytes(), dropped.bytes()) << shape.to_string();
         for (int64_t i = 0; i < x.size(); i++) {
           // The product may be rounded before it is added or not.
@@ -52,7 +55,8 @@ TYPED_TEST(DropoutCuda, NonFiniteValuesStay) {
   for (int64_t i = 0; i < 32; i++) x.set(i, kNan);
   OnDevice<T> device_x(x, stream), device_out(out, stream);
   dropout(out.tensor(), x.tensor(), mask_of(0.5f), host);
-  dropout(device_out.tensor(), device_x.tensor(), mask_of(0.5f), stream);
+  const MaskOnDevice mask(mask_of(0.5f), stream);
+  dropout(device_out.tensor(), device_x.tensor(), mask, stream);
   for (int64_t i = 0; i < 64; i++) {
     EXPECT_EQ(std::isnan(device_out.values()[i]), std::isnan(out[i])) << i;
     EXPECT_EQ(std::isinf(device_out.values()[i]), std::isinf(out[i])) << i;
@@ -64,7 +68,7 @@ TYPED_TEST(DropoutCuda, OutputMayBeAnInput) {
   Stream stream(Device::cuda);
   for (const float p : {0.0f, 0.3f}) {
     const Shape shape{2, 9, 33};
-    const DropoutMask mask = mask_of(p);
+    const MaskOnDevice mask(mask_of(p), stream);
     const auto x = Values<T>::normal(shape, 1), residual = Values<T>::normal(shape, 2);
     OnDevice<T> x1(x, stream), x2(x, stream), residual1(residual, stream), out(x, stream);
     dropout(out.tensor(), x1.tensor(), mask, stream);
@@ -86,7 +90,8 @@ TYPED_TEST(DropoutCuda, BitsOfASequenceDoNotDependOnTheOthers) {
   const auto x = Values<T>::normal({5, 7, 12}, 1);
   OnDevice<T> device_x(x, stream), all(Values<T>({5, 7, 12}), stream);
   OnDevice<T> alone(Values<T>({1, 7, 12}), stream);
-  DropoutMask mask = mask_of(0.4f);
+  const MaskOnDevice all_masked(mask_of(0.4f), stream);
+  DropoutMask mask = all_masked;
   dropout(all.tensor(), device_x.tensor(), mask, stream);
   mask.first_sequence += 3;
   dropout(alone.tensor(), device_x.tensor().slice(3, 4), mask, stream);

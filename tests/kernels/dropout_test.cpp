@@ -5,8 +5,10 @@
 namespace lockstep::kernels::tests {
 namespace {
 
+const uint64_t kSteps[] = {7, 8};
+
 DropoutMask mask_of(float probability) {
-  return {.probability = probability, .seed = 42, .step = 7, .first_sequence = 3, .site = 5};
+  return {.probability = probability, .seed = 42, .step = kSteps, .first_sequence = 3, .site = 5};
 }
 
 const Shape kShapes[] = {{1, 1, 1}, {2, 3, 7}, {3, 1, 64}, {2, 5, 1000}, {3, 17, 65}};
@@ -28,7 +30,9 @@ TYPED_TEST(Dropout, IsTheDefinition) {
       residual_add(added.tensor(), residual.tensor(), x.tensor(), mask, stream);
       for (int64_t i = 0; i < x.size(); i++) {
         const int64_t place = i % length;
-        const auto words = mask.words(static_cast<uint32_t>(i / length), place / 4);
+        const auto words =
+            p == 0 ? PhiloxCounter{}
+                   : mask.words(mask.key(), static_cast<uint32_t>(i / length), place / 4);
         const bool kept = p == 0 || words[place % 4] >= mask.threshold();
         const double want = kept ? x[i] / (1.0 - double{p}) : 0;
         // 1 / (1 - p) and the products: 1 - p is exact in fp32 for p >= 1/2, else within 2^-24.

@@ -1,3 +1,4 @@
+#include "kernels/dropout.h"
 #include "kernels/layernorm.h"
 #include "tests/kernels/on_device.h"
 
@@ -37,14 +38,14 @@ struct LayerNormPair {
         device_dgain(dgain, stream, shift),
         device_dbias(dbias, stream) {}
   void run_on_cpu() {
-    layernorm_forward(y.tensor(), mean.tensor(), rstd.tensor(), x.tensor(), gain.tensor(),
+    layernorm_forward(y.tensor(), mean.tensor(), rstd.tensor(), x.tensor(), {}, gain.tensor(),
                       bias.tensor(), kEpsilon, host);
     layernorm_backward(dx.tensor(), dgain.tensor(), dbias.tensor(), dy.tensor(), x.tensor(),
                        gain.tensor(), mean.tensor(), rstd.tensor(), host);
   }
   void run_on_device() {
     layernorm_forward(device_y.tensor(), device_mean.tensor(), device_rstd.tensor(),
-                      device_x.tensor(), device_gain.tensor(), device_bias.tensor(), kEpsilon,
+                      device_x.tensor(), {}, device_gain.tensor(), device_bias.tensor(), kEpsilon,
                       stream);
     layernorm_backward(device_dx.tensor(), device_dgain.tensor(), device_dbias.tensor(),
                        device_dy.tensor(), device_x.tensor(), device_gain.tensor(),
@@ -146,10 +147,32 @@ TYPED_TEST(LayerNormCuda, OutputMayBeInput) {
     LayerNormPair<TypeParam> apart(5, c), in_place(5, c);
     apart.run_on_device();
     layernorm_forward(in_place.device_x.tensor(), in_place.device_mean.tensor(),
-                      in_place.device_rstd.tensor(), in_place.device_x.tensor(),
+                      in_place.device_rstd.tensor(), in_place.device_x.tensor(), {},
                       in_place.device_gain.tensor(), in_place.device_bias.tensor(), kEpsilon,
                       in_place.stream);
     EXPECT_EQ(in_place.device_x.values().bytes(), apart.device_y.values().bytes());
+  }
+}
+
+// The same bits as of the two operations, also where the sum takes the place of what is added.
+TYPED_TEST(LayerNormCuda, OfASumIsTheNormOfTheSum) {
+  using T = TypeParam;
+  for (const int64_t c : {7, 64, 1031, 9001}) {
+    LayerNormPair<T> apart(5, c, 1), together(5, c, 1);
+    OnDevice<T> added(Values<T>::normal({5, c}, 6), apart.stream),
+        sum(Values<T>({5, c}), apart.stream);
+    residual_add(sum.tensor(), apart.device_x.tensor(), added.tensor(), {}, apart.stream);
+    layernorm_forward(apart.device_y.tensor(), apart.device_mean.tensor(),
+                      apart.device_rstd.tensor(), sum.tensor(), {}, apart.device_gain.tensor(),
+                      apart.device_bias.tensor(), kEpsilon, apart.stream);
+    apart.stream.synchronize();
+    layernorm_forward(together.device_y.tensor(), together.device_mean.tensor(),
+                      together.device_rstd.tensor(), together.device_x.tensor(),
+                      {added.tensor(), added.tensor()}, together.device_gain.tensor(),
+                      together.device_bias.tensor(), kEpsilon, together.stream);
+    together.stream.synchronize();
+    EXPECT_EQ(added.values().bytes(), sum.values().bytes()) << c;
+    EXPECT_EQ(together.device_bytes(), apart.device_bytes()) << c;
   }
 }
 

@@ -1,5 +1,6 @@
 #include "kernels/layernorm.h"
 
+#include "kernels/dropout.h"
 #include "tests/kernels/testing.h"
 
 namespace lockstep::kernels::tests {
@@ -28,7 +29,7 @@ struct LayerNormCase {
         dbias({c}, 20.0f) {}
   void forward() {
     Stream stream;
-    layernorm_forward(y.tensor(), mean.tensor(), rstd.tensor(), x.tensor(), gain.tensor(),
+    layernorm_forward(y.tensor(), mean.tensor(), rstd.tensor(), x.tensor(), {}, gain.tensor(),
                       bias.tensor(), kEpsilon, stream);
   }
   void backward() {
@@ -172,9 +173,24 @@ TYPED_TEST(LayerNorm, OutputMayBeInput) {
   test.forward();
   Stream stream;
   layernorm_forward(in_place.x.tensor(), in_place.mean.tensor(), in_place.rstd.tensor(),
-                    in_place.x.tensor(), in_place.gain.tensor(), in_place.bias.tensor(), kEpsilon,
-                    stream);
+                    in_place.x.tensor(), {}, in_place.gain.tensor(), in_place.bias.tensor(),
+                    kEpsilon, stream);
   EXPECT_EQ(in_place.x.bytes(), test.y.bytes());
+}
+
+// The same bits as of the two operations, also where the sum takes the place of what is added.
+TYPED_TEST(LayerNorm, OfASumIsTheNormOfTheSum) {
+  LayerNormCase<TypeParam> apart(35, 33), together(35, 33);
+  Stream stream;
+  auto added = Values<TypeParam>::normal({35, 33}, 6);
+  residual_add(apart.x.tensor(), apart.x.tensor(), added.tensor(), {}, stream);
+  apart.forward();
+  layernorm_forward(together.y.tensor(), together.mean.tensor(), together.rstd.tensor(),
+                    together.x.tensor(), {added.tensor(), added.tensor()}, together.gain.tensor(),
+                    together.bias.tensor(), kEpsilon, stream);
+  EXPECT_EQ(added.bytes(), apart.x.bytes());
+  EXPECT_EQ(together.y.bytes() + together.mean.bytes() + together.rstd.bytes(),
+            apart.y.bytes() + apart.mean.bytes() + apart.rstd.bytes());
 }
 
 TYPED_TEST(LayerNorm, NonFiniteValuesSpoilTheirRowAlone) {

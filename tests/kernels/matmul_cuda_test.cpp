@@ -60,12 +60,15 @@ struct Linear {
 // passes through at most `terms` roundings of 2^-24 relative on either side, of partial sums that
 // stay below the sum of magnitudes; |product| is 0.64 on average, at most 1.5 over few terms, and
 // `start` is there from the first. Storing as T rounds once more, on each side.
+double sum_error(int64_t terms, double start) {
+  const double n = static_cast<double>(terms) + 2;
+  return 2 * n * kRounding * (1.5 * n + start + 4);
+}
 template <class T, class Y>
 void expect_near(const Values<Y>& got, const Values<Y>& want, int64_t terms, double start,
                  const char* what) {
-  const double n = static_cast<double>(terms) + 2;
+  const double sum = sum_error(terms, start);
   for (int64_t i = 0; i < want.size(); i++) {
-    const double sum = 2 * n * kRounding * (1.5 * n + start + 4);
     ASSERT_NEAR(got[i], want[i], sum + 2 * storage_error<Y>(std::abs(want[i]) + sum))
         << what << " " << i;
   }
@@ -143,6 +146,90 @@ TYPED_TEST(MatmulCuda, BiasGradientIsTheSumOfAllRows) {
       const Values<float>& sums = dbias.values();
       // Equality: small integers, of which every sum is exact.
       for (int64_t o = 0; o < columns; o++) ASSERT_EQ(sums[o], 20 + want[o]) << rows << " " << o;
+    }
+  }
+}
+
+// Micro-batches add up in the weight's gradient and in the bias', though the product writes sums.
+TYPED_TEST(MatmulCuda, WeightGradientsOfTwoCallsAddUp) {
+  using T = TypeParam;
+  for (const LinearSize s : kLinearSizes) {
+    Stream stream(Device::cuda);
+    OnDevice<T> x(Values<T>({s.rows, s.inputs}, 2), stream),
+        dy(Values<T>({s.rows, s.outputs}, 3), stream);
+    OnDevice<float> dweight(Values<float>({s.outputs, s.inputs}, 10), stream),
+        dbias(Values<float>({s.outputs}, 20), stream);
+    for (int i = 0; i < 2; i++) {
+      linear_backward_weight(dweight.tensor(), dbias.tensor(), dy.tensor(), x.tensor(), stream);
+    }
+    // Equality: small integers, of which every sum is exact.
+    const auto rows = static_cast<float>(s.rows);
+    EXPECT_EQ(dweight.values().bytes(),
+              Values<float>({s.outputs, s.inputs}, 10 + 2 * 6 * rows).bytes());
+    EXPECT_EQ(dbias.values().bytes(), Values<float>({s.outputs}, 20 + 2 * 3 * rows).bytes());
+  }
+}
+
+// |f'| at most, of gelu_tanh and relu.
+constexpr double kSteepest = 1.13;
+// The two evaluate f and f' with at most 16 roundings each of values of at most max(1, |z|).
+double evaluation_error(double z) { return 2 * 16 * kRounding * std::max(1.0, std::abs(z)); }
+
+template <class T>
+void expect_activations_agree(LinearSize s, Activation activation, bool with_bias, int64_t shift) {
+  SCOPED_TRACE(testing::Message() << s.rows << " x " << s.inputs << " x " << s.outputs << " "
+                                  << name(activation) << " bias " << with_bias << " shift "
+                                  << shift);
+  Stream host, stream(Device::cuda);
+  const Shape outer{s.rows, s.outputs};
+  auto x = Values<T>::normal({s.rows, s.inputs}, 1), dy = Values<T>::normal({s.rows, s.inputs}, 4),
+       weight = Values<T>::normal({s.outputs, s.inputs}, 2),
+       bias = Values<T>::normal({s.outputs}, 3), down = Values<T>::normal({s.inputs, s.outputs}, 5);
+  Values<T> y(outer), z(outer), dz(outer), products(outer);
+  OnDevice<T> gpu_x(x, stream, shift), gpu_weight(weight, stream, shift),
+      gpu_bias(bias, stream, shift), gpu_y(y, stream, shift), gpu_z(z, stream, shift);
+  linear_activation_forward(y.tensor(), z.tensor(), x.tensor(), weight.tensor(),
+                            with_bias ? bias.tensor() : Tensor(), activation, host);
+  linear_activation_forward(gpu_y.tensor(), gpu_z.tensor(), gpu_x.tensor(), gpu_weight.tensor(),
+                            with_bias ? gpu_bias.tensor() : Tensor(), activation, stream);
+  expect_near<T>(gpu_z.values(), z, s.inputs, 1, "z");
+  // f of z as it is stored, or before.
+  const double sum = sum_error(s.inputs, 1);
+  for (int64_t i = 0; i < y.size(); i++) {
+    const double stored = 2 * storage_error<T>(std::abs(z[i]) + sum);
+    ASSERT_NEAR(gpu_y.values()[i], y[i],
+                kSteepest * (sum + stored) + evaluation_error(z[i]) +
+                    2.02 * storage_error<T>(std::abs(y[i]) + sum + stored))
+        << "y " << i;
+  }
+
+  OnDevice<T> gpu_dy(dy, stream, shift), gpu_down(down, stream, shift), same_z(z, stream, shift),
+      gpu_dz(dz, stream, shift);
+  linear_backward_input(products.tensor(), dy.tensor(), down.tensor(), host);
+  linear_activation_backward_input(dz.tensor(), dy.tensor(), down.tensor(), z.tensor(), activation,
+                                   host);
+  linear_activation_backward_input(gpu_dz.tensor(), gpu_dy.tensor(), gpu_down.tensor(),
+                                   same_z.tensor(), activation, stream);
+  const double gradient_sum = sum_error(s.inputs, 0);
+  for (int64_t i = 0; i < dz.size(); i++) {
+    const double product = std::abs(products[i]) + gradient_sum;
+    const double stored = 2 * storage_error<T>(product);
+    ASSERT_NEAR(gpu_dz.values()[i], dz[i],
+                kSteepest * (gradient_sum + stored) + product * evaluation_error(z[i]) +
+                    2.02 * storage_error<T>(std::abs(dz[i]) + gradient_sum + stored))
+        << "dz " << i;
+  }
+}
+
+// Fused where rows of outputs are multiples of 8 and begin at multiples of 16 bytes, else not.
+TYPED_TEST(MatmulCuda, ActivationsAgreeWithTheCpu) {
+  for (const LinearSize s : kLinearSizes) {
+    for (const Activation activation : {Activation::gelu_tanh, Activation::relu}) {
+      for (const bool with_bias : {true, false}) {
+        for (const int64_t shift : {0, 2}) {
+          expect_activations_agree<TypeParam>(s, activation, with_bias, shift);
+        }
+      }
     }
   }
 }

@@ -1,6 +1,8 @@
 #pragma once
 #include "core/device.h"
+#include "core/mirrored.h"
 #include "core/tensor.h"
+#include "kernels/dropout.h"
 #include "tests/kernels/testing.h"
 
 // What the tests of kernels in CUDA share: they run a kernel on the device and its twin on the CPU,
@@ -36,6 +38,21 @@ class OnDevice {
   Stream& stream_;
   Buffer memory_;
   Tensor tensor_;
+};
+
+// A mask whose step is in the device's memory.
+class MaskOnDevice {
+ public:
+  MaskOnDevice(const DropoutMask& mask, Stream& stream) : step_(stream.device()), mask_(mask) {
+    if (mask.step != nullptr) step_.host() = *mask.step;
+    step_.upload(stream);
+    mask_.step = step_.there();
+  }
+  operator const DropoutMask&() const { return mask_; }
+
+ private:
+  Mirrored<uint64_t> step_;
+  DropoutMask mask_;
 };
 
 // Skips the test on a machine without a GPU; the emulated device always has one.

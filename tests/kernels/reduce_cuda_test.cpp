@@ -1,5 +1,6 @@
 #include "kernels/reduce.h"
 #include "tests/kernels/on_device.h"
+#include "tests/kernels/sums.h"
 
 namespace lockstep::kernels::tests {
 namespace {
@@ -65,6 +66,29 @@ TEST_F(ReduceCuda, BitsDoNotDependOnAlignment) {
     const OnDevice<float> shifted(x, stream, shift);
     EXPECT_EQ(sum(shifted.tensor(), stream), sum(aligned.tensor(), stream)) << shift;
     EXPECT_EQ(sum_of_squares(shifted.tensor(), stream), sum_of_squares(aligned.tensor(), stream));
+  }
+}
+
+TEST_F(ReduceCuda, RangesHaveTheirOwnSums) {
+  Stream stream(Device::cuda);
+  const auto on_cpu = Values<float>::normal({3 * kReduceBlock}, 1);
+  const OnDevice<float> x(on_cpu, stream);
+  struct Four {
+    Range ranges[4] = {{5, 5 + kReduceBlock + 9}, {7, 7}, {3, 100}, {100, 101}};
+    double totals[4] = {1, 2, 0, 0};
+  };
+  Mirrored<Four> four(Device::cuda);
+  const Four before = four.host();
+  four.upload(stream);
+  add_sums_of_squares(four.there()->totals, x.tensor(), four.there()->ranges, 4, kReduceBlock + 9,
+                      stream);
+  four.download(stream);
+  stream.synchronize();
+  for (int r = 0; r < 4; r++) {
+    const Range range = before.ranges[r];
+    EXPECT_EQ(four.host().totals[r],
+              before.totals[r] + sum_of_squares(x.tensor().slice(range.begin, range.end), stream))
+        << r;
   }
 }
 

@@ -1,5 +1,6 @@
 #include "kernels/reduce.h"
 
+#include "tests/kernels/sums.h"
 #include "tests/kernels/testing.h"
 
 namespace lockstep::kernels::tests {
@@ -70,6 +71,21 @@ TEST(Reduce, BitsDoNotDependOnThreadsOrAlignment) {
     for (int64_t i = 0; i < x.size(); i++) shifted.set(i + shift, static_cast<float>(x[i]));
     EXPECT_EQ(bytes(shifted.tensor().slice(shift, shift + x.size())), want) << shift;
   }
+}
+
+TEST(Reduce, RangesHaveTheirOwnSums) {
+  Stream stream;
+  auto x = Values<float>::normal({4 * kReduceBlock}, 1);
+  const Range ranges[] = {{5, 5 + 2 * kReduceBlock}, {7, 7}, {3, 100}, {100, 101}};
+  double totals[] = {1, 2, 0, 0};
+  add_sums_of_squares(totals, x.tensor(), ranges, 4, 2 * kReduceBlock, stream);
+  const auto alone = [&](const Range& r) {
+    return sum_of_squares(x.tensor().slice(r.begin, r.end), stream);
+  };
+  EXPECT_EQ(totals[0], 1 + alone(ranges[0]));
+  EXPECT_EQ(totals[1], 2);
+  EXPECT_EQ(totals[2], alone(ranges[2]));
+  EXPECT_EQ(totals[3], x[100] * x[100]);
 }
 
 template <class To, class From>

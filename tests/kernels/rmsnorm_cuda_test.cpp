@@ -1,3 +1,4 @@
+#include "kernels/dropout.h"
 #include "kernels/rmsnorm.h"
 #include "tests/kernels/on_device.h"
 
@@ -31,12 +32,12 @@ struct RmsNormPair {
         device_inv_rms(inv_rms, stream),
         device_dgain(dgain, stream, shift) {}
   void run_on_cpu() {
-    rmsnorm_forward(y.tensor(), inv_rms.tensor(), x.tensor(), gain.tensor(), kEpsilon, host);
+    rmsnorm_forward(y.tensor(), inv_rms.tensor(), x.tensor(), {}, gain.tensor(), kEpsilon, host);
     rmsnorm_backward(dx.tensor(), dgain.tensor(), dy.tensor(), x.tensor(), gain.tensor(),
                      inv_rms.tensor(), host);
   }
   void run_on_device() {
-    rmsnorm_forward(device_y.tensor(), device_inv_rms.tensor(), device_x.tensor(),
+    rmsnorm_forward(device_y.tensor(), device_inv_rms.tensor(), device_x.tensor(), {},
                     device_gain.tensor(), kEpsilon, stream);
     rmsnorm_backward(device_dx.tensor(), device_dgain.tensor(), device_dy.tensor(),
                      device_x.tensor(), device_gain.tensor(), device_inv_rms.tensor(), stream);
@@ -130,9 +131,30 @@ TYPED_TEST(RmsNormCuda, OutputMayBeInput) {
     RmsNormPair<TypeParam> apart(5, c), in_place(5, c);
     apart.run_on_device();
     rmsnorm_forward(in_place.device_x.tensor(), in_place.device_inv_rms.tensor(),
-                    in_place.device_x.tensor(), in_place.device_gain.tensor(), kEpsilon,
+                    in_place.device_x.tensor(), {}, in_place.device_gain.tensor(), kEpsilon,
                     in_place.stream);
     EXPECT_EQ(in_place.device_x.values().bytes(), apart.device_y.values().bytes());
+  }
+}
+
+// The same bits as of the two operations, also where the sum takes the place of what is added.
+TYPED_TEST(RmsNormCuda, OfASumIsTheNormOfTheSum) {
+  using T = TypeParam;
+  for (const int64_t c : {7, 64, 1031, 9001}) {
+    RmsNormPair<T> apart(5, c, 1), together(5, c, 1);
+    OnDevice<T> added(Values<T>::normal({5, c}, 6), apart.stream),
+        sum(Values<T>({5, c}), apart.stream);
+    residual_add(sum.tensor(), apart.device_x.tensor(), added.tensor(), {}, apart.stream);
+    rmsnorm_forward(apart.device_y.tensor(), apart.device_inv_rms.tensor(), sum.tensor(), {},
+                    apart.device_gain.tensor(), kEpsilon, apart.stream);
+    apart.stream.synchronize();
+    rmsnorm_forward(together.device_y.tensor(), together.device_inv_rms.tensor(),
+                    together.device_x.tensor(), {added.tensor(), added.tensor()},
+                    together.device_gain.tensor(), kEpsilon, together.stream);
+    together.stream.synchronize();
+    EXPECT_EQ(added.values().bytes(), sum.values().bytes()) << c;
+    EXPECT_EQ(together.device_y.values().bytes(), apart.device_y.values().bytes()) << c;
+    EXPECT_EQ(together.device_inv_rms.values().bytes(), apart.device_inv_rms.values().bytes());
   }
 }
 

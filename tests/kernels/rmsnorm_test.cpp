@@ -1,5 +1,6 @@
 #include "kernels/rmsnorm.h"
 
+#include "kernels/dropout.h"
 #include "tests/kernels/testing.h"
 
 namespace lockstep::kernels::tests {
@@ -25,7 +26,7 @@ struct RmsNormCase {
         dgain({c}, 10.0f) {}
   void forward() {
     Stream stream;
-    rmsnorm_forward(y.tensor(), inv_rms.tensor(), x.tensor(), gain.tensor(), kEpsilon, stream);
+    rmsnorm_forward(y.tensor(), inv_rms.tensor(), x.tensor(), {}, gain.tensor(), kEpsilon, stream);
   }
   void backward() {
     Stream stream;
@@ -148,9 +149,22 @@ TYPED_TEST(RmsNorm, OutputMayBeInput) {
   RmsNormCase<TypeParam> test(5, 33), in_place(5, 33);
   test.forward();
   Stream stream;
-  rmsnorm_forward(in_place.x.tensor(), in_place.inv_rms.tensor(), in_place.x.tensor(),
+  rmsnorm_forward(in_place.x.tensor(), in_place.inv_rms.tensor(), in_place.x.tensor(), {},
                   in_place.gain.tensor(), kEpsilon, stream);
   EXPECT_EQ(in_place.x.bytes(), test.y.bytes());
+}
+
+// The same bits as of the two operations, also where the sum takes the place of what is added.
+TYPED_TEST(RmsNorm, OfASumIsTheNormOfTheSum) {
+  RmsNormCase<TypeParam> apart(35, 33), together(35, 33);
+  Stream stream;
+  auto added = Values<TypeParam>::normal({35, 33}, 6);
+  residual_add(apart.x.tensor(), apart.x.tensor(), added.tensor(), {}, stream);
+  apart.forward();
+  rmsnorm_forward(together.y.tensor(), together.inv_rms.tensor(), together.x.tensor(),
+                  {added.tensor(), added.tensor()}, together.gain.tensor(), kEpsilon, stream);
+  EXPECT_EQ(added.bytes(), apart.x.bytes());
+  EXPECT_EQ(together.y.bytes() + together.inv_rms.bytes(), apart.y.bytes() + apart.inv_rms.bytes());
 }
 
 TYPED_TEST(RmsNorm, NonFiniteValuesSpoilTheirRowAlone) {

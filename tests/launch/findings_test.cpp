@@ -1,10 +1,13 @@
 #include "launch/findings.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+
+#include "launch/worker_gpus.h"
 
 namespace lockstep::launch {
 namespace {
@@ -18,7 +21,13 @@ json no_cuda() { return {{"built", false}, {"gpus", json::array()}, {"gpu", -1}}
 
 // A host with sound GPUs.
 json cuda(int gpus) {
-  const json h100 = {{"name", "H100"}, {"architecture", 90}, {"memory_bytes", int64_t{80} << 30}};
+  std::vector<json> all;
+  for (int i = 0; i < gpus; i++) {
+    all.push_back({{"id", fmt::format("GPU-{}", i)},
+                   {"name", "H100"},
+                   {"architecture", 90},
+                   {"memory_bytes", int64_t{80} << 30}});
+  }
   const json version = {{"built", "2.28.9"}, {"loaded", "2.28.9"}};
   return {{"built", true},
           {"driver", 13000},
@@ -26,7 +35,8 @@ json cuda(int gpus) {
           {"runtime_built", 13000},
           {"cublaslt", version},
           {"nccl", version},
-          {"gpus", std::vector<json>(static_cast<size_t>(gpus), h100)},
+          {"cudnn", {{"version", "9.19.0"}, {"obstacle", ""}}},
+          {"gpus", all},
           {"gpu", gpus > 0 ? 0 : -1}};
 }
 
@@ -35,6 +45,7 @@ json worker(int rank, const std::string& host, std::vector<int> cores) {
   return {{"rank", rank},
           {"host", host},
           {"version", "1"},
+          {"traits", to_json({{"lockstep", "1"}, {"GPU", "H100"}})},
           {"mpi", "MPI 4"},
           {"product_library", "oneDNN 2"},
           {"instruction_set", "AVX2"},
@@ -160,6 +171,32 @@ TEST(Findings, MoreWorkersThanGpus) {
   expect_one(two_workers_with(cuda(1)), "a: 2 workers, but 1 GPU", "--share-gpu", true);
 }
 
+// As a batch system does that gives GPUs to tasks.
+TEST(Findings, WorkersThatSeeEachAGpuOfTheirOwn) {
+  json workers = two_workers_with(cuda(1));
+  workers[1]["cuda"]["gpus"][0]["id"] = "GPU-1";
+  EXPECT_TRUE(problems(workers).empty());
+}
+
+TEST(Findings, WithoutNccl) {
+  json report = cuda(2);
+  report["nccl"] = {{"built", "2.28.9"}, {"loaded", ""}, {"obstacle", "no NCCL: not found"}};
+  expect_one(two_workers_with(report), "a: several workers cannot use GPUs: no NCCL: not found",
+             "LD_LIBRARY_PATH", true);
+  json alone = json::array({two_workers_with(report)[0]});
+  expect_one(alone, "no NCCL: not found", "LD_LIBRARY_PATH", false);
+}
+
+TEST(Findings, WithoutCudnn) {
+  json report = cuda(2);
+  report["cudnn"] = {{"version", ""}, {"obstacle", "no cuDNN: libcudnn.so.9 is missing"}};
+  expect_one(two_workers_with(report), "several times slower than cuDNN's: no cuDNN: libcudnn.so.9",
+             "LD_LIBRARY_PATH", false);
+  report["gpus"] = json::array();
+  report["driver"] = 0;  // without a GPU that is all there is to mend
+  expect_one(two_workers_with(report), "no NVIDIA driver", "", false);
+}
+
 TEST(Findings, AGpuOfAnOldArchitecture) {
   json report = cuda(2);
   report["gpus"][1]["architecture"] = 75;
@@ -182,17 +219,23 @@ TEST(Findings, LibrariesOlderThanThoseBuiltWith) {
 TEST(Findings, HostsWithDifferentGpus) {
   json workers = two_workers_with(cuda(2));
   workers[1]["host"] = "b";
-  workers[1]["cuda"]["gpus"][0]["name"] = "A100";
-  expect_one(workers, "the GPUs differ (H100, A100)", "one kind", false);
+  workers[1]["traits"][1][1] = "A100";
+  expect_one(workers, "GPU is H100 for worker 0 on a, but A100 for worker 1 on b", "one kind",
+             true);
 }
 
 TEST(Findings, HostsThatDiffer) {
   json workers = two_workers();
   workers[1]["host"] = "b";
   EXPECT_TRUE(problems(workers).empty());
-  workers[1]["version"] = "2";
-  expect_one(workers, R"("1" on a, "2" on b)", "same", true);
-  workers[1]["version"] = "1";
+  workers[1]["mpi"] = "MPI 5";
+  expect_one(workers, R"("MPI 4" on a, "MPI 5" on b)", "same", true);
+  workers[1]["mpi"] = "MPI 4";
+  workers[1]["traits"][0][1] = "2";
+  expect_one(workers, "lockstep is 1 for worker 0 on a, but 2 for worker 1 on b", "same", true);
+  workers[1]["traits"] = to_json({{"products", "oneDNN 2"}});  // which worker 0 has not named
+  EXPECT_TRUE(problems(workers).empty());
+  workers[1]["traits"] = workers[0]["traits"];
   workers[1]["instruction_set"] = "AVX-512";
   expect_one(workers, "different instructions", "one kind", false);
 }

@@ -30,17 +30,15 @@ class TokenBatch {
 
   // A view of sequences [begin, end); this must outlive it.
   Batch slice(int64_t begin, int64_t end, uint64_t step = 0) {
-    Batch batch = whole(step);
-    batch.tokens = batch.tokens.slice(begin, end);
-    batch.targets = batch.targets.slice(begin, end);
-    batch.first_sequence = static_cast<uint32_t>(begin);
-    return batch;
+    return whole(step).slice(begin, end);
   }
+  // All have the step of the last view.
   Batch whole(uint64_t step = 0) {
+    step_ = step;
     const Shape shape = {sequences_, length()};
     return {.tokens = Tensor(tokens_.data(), DType::int32, shape),
             .targets = Tensor(targets_.data(), DType::int32, shape),
-            .step = step};
+            .step = &step_};
   }
   const std::vector<int32_t>& tokens() const { return tokens_; }
   const std::vector<int32_t>& targets() const { return targets_; }
@@ -53,7 +51,15 @@ class TokenBatch {
  private:
   std::vector<int32_t> tokens_, targets_;
   int64_t sequences_;
+  uint64_t step_ = 0;
 };
+
+// On the CPU: the forward pass of a training step. Returns the sum of the losses.
+inline double forward(Transformer& model, const Batch& batch, float gradient_scale) {
+  double loss = 0;
+  model.forward(batch, &gradient_scale, &loss);
+  return loss;
+}
 
 struct Golden {
   nlohmann::json index;

@@ -41,7 +41,7 @@ TEST_P(GoldenModel, HasTheLossAndGradientsOfHuggingFace) {
                     {.micro_batch_size = batch.sequences(), .sequence_length = batch.length()});
   std::copy(golden_.weights.begin(), golden_.weights.end(), model.weights().as<float>());
   const auto counted = static_cast<float>(batch.counted());
-  const double loss = model.forward(batch.whole(), 1 / counted) / counted;
+  const double loss = testing::forward(model, batch.whole(), 1 / counted) / counted;
   model.backward(nullptr);
   EXPECT_NEAR(loss, golden_.loss(), kTolerance * golden_.loss());
   for (const Parameter& parameter : model.table().parameters()) {
@@ -72,7 +72,7 @@ TEST_P(GoldenModel, InHalfPrecisionIsWithinItsRounding) {
     kernels::cast(model.weights(),
                   Tensor(golden_.weights.data(), DType::fp32, {model.table().size()}), stream);
     const double loss =
-        model.forward(batch.whole(), kScale / static_cast<float>(counted)) / counted;
+        testing::forward(model, batch.whole(), kScale / static_cast<float>(counted)) / counted;
     model.backward(nullptr);
     const double roundings = std::sqrt((10 * layers + 2) / 3);
     EXPECT_NEAR(loss, golden_.loss(),

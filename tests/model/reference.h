@@ -24,7 +24,7 @@ class Reference {
   void set_dropout(double probability, uint64_t seed, uint64_t step, uint32_t sequence) {
     mask_.probability = static_cast<float>(probability);
     mask_.seed = seed;
-    mask_.step = step;
+    step_ = step;
     mask_.first_sequence = sequence;
   }
 
@@ -159,7 +159,8 @@ class Reference {
   double factor(uint32_t site, int64_t place) {
     if (!mask_.active()) return 1;
     mask_.site = site;
-    const uint32_t word = mask_.words(0, static_cast<uint64_t>(place / 4))[place % 4];
+    mask_.step = &step_;
+    const uint32_t word = mask_.words(mask_.key(), 0, static_cast<uint64_t>(place / 4))[place % 4];
     return word >= mask_.threshold() ? mask_.scale() : 0;
   }
   void drop(std::vector<Row>& rows, uint32_t site) {
@@ -217,6 +218,7 @@ class Reference {
   const ModelConfig config_;
   const ParameterTable table_;
   std::span<const double> weights_;
+  uint64_t step_ = 0;
   kernels::DropoutMask mask_;
 };
 

@@ -73,7 +73,7 @@ void set_weights(Transformer& model, const std::vector<float>& weights) {
 }
 
 StepResult step(Transformer& model, const Batch& batch, float gradient_scale = 1) {
-  const double loss = model.forward(batch, gradient_scale);
+  const double loss = testing::forward(model, batch, gradient_scale);
   model.backward(nullptr);
   const auto* begin = model.gradients().as<float>();
   return {loss, {begin, begin + model.gradients().size()}};
@@ -257,15 +257,15 @@ TEST(Transformer, MicroBatchesAddUpToTheBatch) {
     }
 
     // Sequence, step and seed each change the mask.
-    const double loss = model.forward(batch.slice(0, 1, 6), 1);
+    const double loss = testing::forward(model, batch.slice(0, 1, 6), 1);
     EXPECT_EQ(loss, first_loss);
     Batch moved = batch.slice(0, 1, 6);
     moved.first_sequence = 1;
-    EXPECT_NE(model.forward(moved, 1), loss);
-    EXPECT_NE(model.forward(batch.slice(0, 1, 7), 1), loss);
+    EXPECT_NE(testing::forward(model, moved, 1), loss);
+    EXPECT_NE(testing::forward(model, batch.slice(0, 1, 7), 1), loss);
     Transformer other(config, {.seed = 12});
     set_weights(other, random_weights(config));
-    EXPECT_NE(other.forward(batch.slice(0, 1, 6), 1), loss);
+    EXPECT_NE(testing::forward(other, batch.slice(0, 1, 6), 1), loss);
   }
 }
 
@@ -322,7 +322,7 @@ TEST(Transformer, TellsWhenEachGroupIsComplete) {
     set_weights(model, random_weights(config));
     std::vector<int> order;
     std::vector<float> seen(model.gradients().size());
-    model.forward(batch.whole(), 1);
+    testing::forward(model, batch.whole(), 1);
     model.backward([&](int group) {
       order.push_back(group);
       const auto [begin, end] = model.table().group_range(group);
@@ -339,13 +339,13 @@ TEST(Transformer, RefusesWhatItCannotDo) {
   const ModelConfig config = small(Family::gpt2);
   TokenBatch batch = random_batch(config, 2, 9);
   Transformer model(config, {.micro_batch_size = 1});
-  EXPECT_THROW(model.forward(batch.whole(), 1), std::logic_error);  // two sequences
-  EXPECT_THROW(model.backward(nullptr), std::logic_error);          // before forward
-  model.forward(batch.slice(0, 1), 1);
+  EXPECT_THROW(testing::forward(model, batch.whole(), 1), std::logic_error);  // two sequences
+  EXPECT_THROW(model.backward(nullptr), std::logic_error);                    // before forward
+  testing::forward(model, batch.slice(0, 1), 1);
   model.backward(nullptr);
   EXPECT_THROW(model.backward(nullptr), std::logic_error);  // twice
   Transformer evaluation(config, {.training = false});
-  EXPECT_THROW(evaluation.forward(batch.slice(0, 1), 1), std::logic_error);
+  EXPECT_THROW(testing::forward(evaluation, batch.slice(0, 1), 1), std::logic_error);
   EXPECT_THROW(evaluation.gradients(), std::logic_error);
   EXPECT_EQ(evaluation.memory().gradients, 0);
   EXPECT_THROW(Transformer(config, {.sequence_length = 13}), std::logic_error);

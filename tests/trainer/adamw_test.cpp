@@ -75,8 +75,9 @@ struct AdamWTest : testing::Test {
     for (int64_t updates = 0; updates < 10; updates++) {
       for (float& g : gradient) g = 64 * normal(random);
       const double rate = 0.01 / static_cast<double>(updates + 1);
-      optimizer.update(Tensor(gradient.data(), DType::fp32, {size}), 1.0 / 64, rate, updates,
-                       stream);
+      kernels::AdamStep step = optimizer.next_step(rate, updates);
+      step.gradient_factor = 1.0f / 64;
+      optimizer.update(Tensor(gradient.data(), DType::fp32, {size}), &step, stream);
       reference.update(decay(), gradient, 1.0 / 64, rate, updates + 1);
     }
     // Each update moves a weight of at most about 0.5 by at most about 0.01 * sqrt(10), with some
@@ -115,7 +116,8 @@ TEST_F(AdamWTest, DecayIsForMatricesOnly) {
   Buffer weights(DType::fp32, {size}), gradients(DType::fp32, {size});
   AdamW optimizer(table, {.weight_decay = 0.5}, weights.tensor(), {{0, size}});
   for (int64_t i = 0; i < size; i++) weights.tensor().as<float>()[i] = 1;
-  optimizer.update(gradients.tensor(), 1, 0.5, 0, stream);
+  const kernels::AdamStep step = optimizer.next_step(0.5, 0);
+  optimizer.update(gradients.tensor(), &step, stream);
   for (const Parameter& p : table.parameters()) {
     for (int64_t i = p.offset; i < p.end(); i++) {
       ASSERT_EQ(weights.tensor().as<float>()[i], p.decay ? 0.75f : 1.0f) << p.name;

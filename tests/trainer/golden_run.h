@@ -37,20 +37,19 @@ class GoldenBatches : public BatchSource {
   GoldenBatches(const Golden& golden, const BatchPlan& plan)
       : BatchSource(plan),
         rows_(golden.index["training"]["sequences"].get<std::vector<std::vector<int32_t>>>()),
-        tokens_(DType::int32, {plan.micro_batch_size, plan.sequence_length}),
-        targets_(DType::int32, {plan.micro_batch_size, plan.sequence_length}) {}
+        tokens_(DType::int32, {plan.worker_sequences(), plan.sequence_length}),
+        targets_(DType::int32, {plan.worker_sequences(), plan.sequence_length}) {}
 
-  Batch batch(int64_t step, int64_t k) override {
-    const int64_t place = plan_.rank * plan_.worker_sequences() + k * plan_.micro_batch_size;
-    for (int64_t b = 0; b < plan_.micro_batch_size; b++) {
+  Batch batch(int64_t step) override {
+    const int64_t place = plan_.rank * plan_.worker_sequences();
+    for (int64_t b = 0; b < plan_.worker_sequences(); b++) {
       const int64_t row = step * plan_.batch_size + place + b;
       const auto& tokens = rows_[static_cast<size_t>(row) % rows_.size()];
       const int64_t length = plan_.sequence_length;
       std::copy_n(tokens.begin(), length, tokens_.tensor().as<int32_t>() + b * length);
       std::copy_n(tokens.begin() + 1, length, targets_.tensor().as<int32_t>() + b * length);
     }
-    return {tokens_.tensor(), targets_.tensor(), static_cast<uint64_t>(step),
-            static_cast<uint32_t>(place)};
+    return {tokens_.tensor(), targets_.tensor(), nullptr, static_cast<uint32_t>(place)};
   }
 
  private:
@@ -92,8 +91,8 @@ struct GoldenRun {
                   {kind, hyper["beta1"], hyper["beta2"], hyper["epsilon"], hyper["weight_decay"]},
                   model.weights(), sharding.updated()),
         scaler(loss_scaler),
-        step(model, batches, sharding, reducer, optimizer, scaler, schedule,
-             {.norm = hyper["clip_norm"]}, communicator, stop_requested) {
+        step(model, batches, sharding, reducer, optimizer, scaler, schedule, communicator,
+             stop_requested, {.clip_norm = hyper["clip_norm"]}) {
     std::vector<float> weights(static_cast<size_t>(model.table().size()));
     golden.read_weights(Tensor(weights.data(), DType::fp32, {model.table().size()}));
     for (const AdamW::Piece& piece : optimizer.pieces()) {

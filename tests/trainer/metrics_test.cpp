@@ -28,7 +28,8 @@ TEST(MetricsFile, HoldsTheFieldsOfTheContractInOrder) {
   const TemporaryFolder folder;
   MetricsFile metrics(folder.path() / "metrics.jsonl", 0);
   metrics.write(step(1), 2048, 2048, 0.5, std::nullopt);
-  metrics.write(step(2), 4096, 2048, 0.5, Evaluation{.loss = 4.5, .bits_per_byte = 2.5});
+  metrics.write(step(2), 4096, 2048, 0.5,
+                Evaluation{.loss = 4.5, .bits_per_byte = 2.5, .loss_interval = {}});
   const auto all = lines(folder.path() / "metrics.jsonl");
   ASSERT_EQ(all.size(), 2u);
   EXPECT_EQ(all[0].dump(),

@@ -31,10 +31,8 @@ inline TrainConfig small_training(Family family, DType precision) {
 class OneToken : public BatchSource {
  public:
   explicit OneToken(const BatchPlan& plan)
-      : BatchSource(plan), tokens_(DType::int32, {plan.micro_batch_size, plan.sequence_length}) {}
-  Batch batch(int64_t step, int64_t) override {
-    return {tokens_.tensor(), tokens_.tensor(), static_cast<uint64_t>(step), 0};
-  }
+      : BatchSource(plan), tokens_(DType::int32, {plan.worker_sequences(), plan.sequence_length}) {}
+  Batch batch(int64_t) override { return {tokens_.tensor(), tokens_.tensor()}; }
 
  private:
   Buffer tokens_;

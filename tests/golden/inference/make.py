@@ -27,6 +27,11 @@ decoding.json, of each of the models above:
              wrong by 0.0002 leave the same ids.
   greedy     cases: options, and the 20 ids that generate() adds to the prompt; the best score and
              the second best differ by over 0.001
+  strided    the sum of the losses of TEXT by context and stride, "48/10", in float64: of each window
+             but the first only the last `stride` tokens count
+  scores     contexts, what follows them, the sum in float64 of the logarithms of its bytes'
+             probabilities, and whether each is the likeliest, as lm-eval's loglikelihood has them:
+             of a text beyond the model's context the beginning is left out
   logprobs   of the first greedy tokens: the logarithm of the probability of the token, and the
              five likeliest with theirs
 """
@@ -79,6 +84,22 @@ def nats(model, window):
         part = ids[:, begin:begin + window + 1]
         logits = model(input_ids=part[:, :-1], use_cache=False).logits[0]
         total += torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="sum").item()
+    return total
+
+
+def strided_nats(model, window, stride):
+    ids = torch.tensor([list(TEXT.encode()) + [END_OF_TEXT]])
+    model = model.double()
+    total, end = 0.0, 0
+    for begin in range(0, ids.shape[1] - 1, stride):
+        part = ids[:, begin:begin + window + 1]
+        logits = model(input_ids=part[:, :-1], use_cache=False).logits[0]
+        losses = torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="none")
+        total += losses[max(0, end - begin):].sum().item()
+        end = begin + part.shape[1] - 1
+        if end == ids.shape[1] - 1:
+            break
+    model.float()
     return total
 
 
@@ -222,12 +243,34 @@ GREEDY = [dict(repetition_penalty=1.2), dict(repetition_penalty=3), dict(presenc
                presence_penalty=0.5, frequency_penalty=0.3, forbid=[110])]
 
 
+def scored(model, context, continuation):
+    ids = list(context) + list(continuation)
+    ids = ids[-(CONTEXT + 1):]
+    logits = model(input_ids=torch.tensor([ids[:-1]])).logits[0].double()
+    table = torch.log_softmax(logits, -1)[-len(continuation):]
+    targets = torch.tensor(list(continuation))
+    likeliest = bool((table.argmax(-1) == targets).all())
+    return dict(context=list(context), continuation=list(continuation), likeliest=likeliest,
+                logprob=table.gather(1, targets[:, None]).sum().item())
+
+
+def scores(model, greedy):
+    start = PROMPT.encode()
+    pairs = [(start, b" was"), (start, b" the end of all"), (start, bytes(greedy[:5])),
+             (start, bytes(greedy[:4]) + b"?"), (start * 2, b" was"), (start * 4, b" the end"),
+             (start * 4, (b"word " * 10)[:CONTEXT]), (b"x", bytes(greedy[:1])),
+             (bytes([65]), b"B" * 47)]
+    return [scored(model, *pair) for pair in pairs]
+
+
 def decoding(model, greedy):
     prompt = list(b"the cat and the c")
     cases = [case for options in ALONE + TOGETHER for case in filter_cases(model, options, prompt)]
     # Hugging Face forces the first token of a sequence, after a prompt of one.
     cases += filter_cases(model, dict(force_first=[113], temperature=0.5, top_k=9), [116])
-    return dict(filters=cases, greedy=[greedy_case(model, o, prompt) for o in GREEDY],
+    strides = {f"{window}/{stride}": strided_nats(model, window, stride)
+               for window, stride in ((CONTEXT, 10), (20, 1), (20, 7))}
+    return dict(strided=strides, scores=scores(model, greedy), filters=cases, greedy=[greedy_case(model, o, prompt) for o in GREEDY],
                 logprobs=logprobs(model, list(PROMPT.encode()), greedy))
 
 

@@ -66,8 +66,7 @@ TEST_F(Batch, NoMemoryForOneRequest) {
 
 TEST_F(Batch, APromptThatDoesNotDoIsNamed) {
   const auto file = world.write("long", "The\nquick\n" + std::string(43, 'x') + "\n");
-  const Result result =
-      run({"generate", "--checkpoint", world.run(), "--prompt-file", file});
+  const Result result = run({"generate", "--checkpoint", world.run(), "--prompt-file", file});
   expect_error(result, 2, {"prompt 3: the prompt has 43 tokens", "context holds 32"});
   EXPECT_EQ(result.out, "");
 }

@@ -8,6 +8,7 @@ namespace {
 
 using nlohmann::json;
 using testing::HasSubstr;
+using testing::Not;
 
 World& world = World::get();
 
@@ -62,10 +63,49 @@ TEST_F(Cuda, WithoutAGpu) {
 
 TEST_F(Cuda, MoreWorkersThanGpus) {
   expect_error(train("crowd", {"--device", "cuda"}, gpus(1, 2)), 4,
-               {"2 workers of this host for 1 GPU:", "one worker a GPU", "--share-gpu"});
+               {"2 workers of ", " for 1 GPU,", "one worker a GPU", "--share-gpu"});
   expect_error(train("crowd", {"--device", "auto"}, gpus(2, 3)), 4,
-               {"3 workers of this host for 2 GPUs:"});
+               {"3 workers of ", " for 2 GPUs,"});
   EXPECT_FALSE(std::filesystem::exists(world.path("crowd")));
+}
+
+// As a batch system does it that gives GPUs to tasks.
+TEST_F(Cuda, WorkersThatSeeAGpuOfTheirOwn) {
+  Options options = gpus(2, 2);
+  options.prelude = "export CUDA_VISIBLE_DEVICES=$OMPI_COMM_WORLD_RANK";
+  const Result result = train("own_gpus", {"--device", "cuda"}, options);
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_FALSE(has_problem(doctor(options), "GPU"));
+  options.prelude = "export CUDA_VISIBLE_DEVICES=1";  // the same for both
+  expect_error(train("one_gpu", {"--device", "cuda"}, options), 4, {"2 workers of ", "for 1 GPU,"});
+  EXPECT_EQ(train("one_gpu", {"--device", "cuda", "--share-gpu"}, options).code, 0);
+}
+
+TEST_F(Cuda, WorkersThatDiffer) {
+  Options options = gpus(2, 2);
+  options.prelude = "[ $OMPI_COMM_WORLD_RANK = 0 ] || export LOCKSTEP_EMULATION_GPU=a100";
+  const std::string gpu = "GPU is NVIDIA H100 80GB HBM3 (emulated), architecture 9.0, 132 ";
+  expect_error(train("unlike", {"--device", "cuda"}, options), 4,
+               {"the workers differ", gpu, "for worker 0 on", "NVIDIA A100", "for worker 1 on"});
+  EXPECT_TRUE(has_problem(doctor(options, 4), gpu));
+  options.prelude = "[ $OMPI_COMM_WORLD_RANK = 0 ] || export LOCKSTEP_EMULATION_DRIVER=13090";
+  expect_error(train("unlike", {"--device", "cuda"}, options), 4,
+               {"driver is for CUDA", "but for CUDA 13.9 for worker 1"});
+  EXPECT_EQ(train("on_cpus", {"--device", "cpu"}, options).code, 0);
+  EXPECT_FALSE(std::filesystem::exists(world.path("unlike")));
+}
+
+TEST_F(Cuda, AGpuOfAnOldArchitecture) {
+  Options old = gpus(1);
+  old.environment.push_back("LOCKSTEP_EMULATION_GPU=v100");
+  const std::string what = "is of architecture 7.0; 8.0 or newer is needed";
+  expect_error(train("old_gpu", {"--device", "cuda"}, old), 4,
+               {"GPU 0 (Tesla V100", what, "--device cpu"});
+  EXPECT_FALSE(std::filesystem::exists(world.path("old_gpu")));
+  const Result result = train("old_gpu", {"--device", "auto"}, old);
+  EXPECT_EQ(result.code, 0);
+  EXPECT_THAT(result.err, HasSubstr("--device auto is cpu: GPU 0"));
+  EXPECT_TRUE(has_problem(doctor(old, 4), what));
 }
 
 TEST_F(Cuda, WorkersThatShareAGpuGetTheSameBits) {
@@ -78,6 +118,36 @@ TEST_F(Cuda, WorkersThatShareAGpuGetTheSameBits) {
   EXPECT_EQ(same.code, 0) << same.out << same.err;
 }
 
+TEST_F(Cuda, NcclMissingOrTooOld) {
+  for (const auto& [version, what] :
+       {std::pair{"0", "no NCCL: libnccl.so.2 is not found"},
+        {"21803", "NCCL 2.18.3 is too old: 2.19.0 or newer is needed"}}) {
+    Options options = gpus(2, 2);
+    options.environment.push_back(std::string("LOCKSTEP_EMULATION_NCCL=") + version);
+    expect_error(train("no_nccl", {"--device", "cuda"}, options), 4, {what, "LD_LIBRARY_PATH"});
+    EXPECT_FALSE(std::filesystem::exists(world.path("no_nccl")));
+    EXPECT_TRUE(has_problem(doctor(options, 4), what));
+    options.workers = 1;  // which needs none
+    EXPECT_EQ(train(std::string("alone") + version, {"--device", "cuda"}, options).code, 0);
+  }
+}
+
+// Where one worker's NCCL registers no memory, none does; and nothing else is different.
+TEST_F(Cuda, WithAndWithoutMemoryThatNcclKnows) {
+  Options options = gpus(2, 2);
+  options.environment.push_back("LOCKSTEP_EMULATION_LEAKS=fail");
+  const Result with = train("registered", {"--device", "cuda"}, options);
+  options.prelude = "[ $OMPI_COMM_WORLD_RANK = 0 ] || export NCCL_LOCAL_REGISTER=0";
+  const Result without = train("not_registered", {"--device", "cuda"}, options);
+  for (const Result& result : {with, without}) {
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_THAT(result.err, Not(HasSubstr("emulated device:")));
+  }
+  const Result same = run({"checkpoint", "diff", world.path("registered").string(),
+                           world.path("not_registered").string()});
+  EXPECT_EQ(same.code, 0) << same.out << same.err;
+}
+
 TEST_F(Cuda, TrainsAsTheCpuDoes) {
   ASSERT_EQ(train("on_cpu", {"--device", "cpu"}, {}).code, 0);
   ASSERT_EQ(train("on_gpu", {"--device", "cuda"}, gpus(1)).code, 0);
@@ -87,38 +157,78 @@ TEST_F(Cuda, TrainsAsTheCpuDoes) {
   for (size_t i = 0; i < cpu.size(); i++) EXPECT_NEAR(cpu[i], gpu[i], 1e-4 * cpu[i]) << i;
 }
 
-// Weights, gradients and moments of 0.4 million parameters fit, the activations of 2,048 tokens do
-// not.
-TEST_F(Cuda, OutOfDeviceMemory) {
-  Options small = gpus(1);
-  small.environment.push_back("LOCKSTEP_EMULATION_MEMORY_MB=16");
-  const Result result = run({"train",
-                             "--data",
-                             world.data(),
-                             "--run",
-                             world.path("too_large"),
-                             "--layers",
-                             "2",
-                             "--heads",
-                             "2",
-                             "--hidden-size",
-                             "128",
-                             "--context-length",
-                             "32",
-                             "--batch-size",
-                             "64",
-                             "--micro-batch-size",
-                             "64",
-                             "--steps",
-                             "1",
-                             "--precision",
-                             "fp32",
-                             "--device",
-                             "cuda"},
-                            small);
+// A model of 0.4 million parameters, whose activations of 2,048 tokens need 44 MiB.
+Arguments large(const std::string& name, const Arguments& more = {}) {
+  Arguments all{"train",
+                "--data",
+                world.data(),
+                "--run",
+                world.path(name),
+                "--layers",
+                "2",
+                "--heads",
+                "2",
+                "--hidden-size",
+                "128",
+                "--context-length",
+                "32",
+                "--batch-size",
+                "64",
+                "--virtual-workers",
+                "2",
+                "--steps",
+                "1",
+                "--precision",
+                "fp32",
+                "--device",
+                "cuda",
+                "--threads",
+                "1"};
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
+constexpr const char* kPlan[] = {"weights  ",     "gradients  ", "moments  ", "reduction buffers",
+                                 "activations  ", "workspace  ", "inputs  ",  "sum  "};
+
+TEST_F(Cuda, APlanThatDoesNotFitIsRefusedBeforeAnythingIsAllocated) {
+  for (const int workers : {1, 2}) {
+    Options small = gpus(2, workers);
+    small.environment.push_back("LOCKSTEP_EMULATION_MEMORY_MB=50");
+    const Result result = run(large("too_large", {"--micro-batch-size", "32"}), small);
+    expect_error(result, 4,
+                 {"worker 0 on ", "of its GPU's 50.0 MiB, of which 50.0 MiB are free",
+                  "--micro-batch-size 8 fits", "--recompute with --micro-batch-size 16 fits"});
+    for (const char* part : kPlan) EXPECT_THAT(result.err, HasSubstr(part));
+    EXPECT_FALSE(std::filesystem::exists(world.path("too_large")));
+    // What is said to fit does.
+    const std::string name = "fits_" + std::to_string(workers);
+    EXPECT_EQ(run(large(name + "a", {"--micro-batch-size", "8"}), small).code, 0);
+    EXPECT_EQ(run(large(name + "b", {"--micro-batch-size", "16", "--recompute"}), small).code, 0);
+  }
+  Options tiny = gpus(1);
+  tiny.environment.push_back("LOCKSTEP_EMULATION_MEMORY_MB=8");
+  expect_error(run(large("too_large"), tiny), 4,
+               {"not even --recompute --micro-batch-size 1 fits", "more workers"});
+}
+
+TEST_F(Cuda, TheWorkerWhoseGpuIsFullIsNamed) {
+  Options options = gpus(2, 2);
+  options.prelude = "[ $OMPI_COMM_WORLD_RANK = 0 ] || export LOCKSTEP_EMULATION_MEMORY_MB=50";
+  expect_error(run(large("too_large", {"--micro-batch-size", "32"}), options), 4,
+               {"worker 1 on ", "of its GPU's 50.0 MiB", "--micro-batch-size 8 fits"});
+}
+
+// Another program allocates while the run starts.
+TEST_F(Cuda, OutOfGpuMemoryThoughThePlanFits) {
+  Options options = gpus(1);
+  options.environment = {"LOCKSTEP_EMULATION_MEMORY_MB=100",
+                         "LOCKSTEP_EMULATION_MEMORY_TAKEN_MB=80"};
+  const Result result = run(large("squeezed", {"--micro-batch-size", "32"}), options);
   expect_error(result, 4,
-               {"out of device memory", "of the device's 16.0 MiB are free",
+               {"out of device memory", "of the device's 100.0 MiB are free",
                 "reduce --micro-batch-size", "--recompute"});
+  for (const char* part : kPlan) EXPECT_THAT(result.err, HasSubstr(part));
 }
 
 TEST_F(Cuda, EvaluatesAsTheCpuDoes) {
@@ -163,13 +273,14 @@ TEST_F(Cuda, DoctorTellsOfTheGpus) {
     EXPECT_GE(cuda.at("runtime").get<int>(), 12000);
     EXPECT_EQ(cuda.at("nccl").at("built"), cuda.at("nccl").at("loaded"));
     EXPECT_EQ(cuda.at("cublaslt").at("built"), cuda.at("cublaslt").at("loaded"));
+    EXPECT_EQ(cuda.at("cudnn").at("obstacle"), "this build is without cuDNN");  // to emulate
   }
   EXPECT_TRUE(has_problem(doctor(gpus(1, 2), 4), "2 workers, but 1 GPU"));
 
   const Result text = run({"doctor"}, gpus(2));
   EXPECT_EQ(text.code, 0) << text.err;
   for (const char* part :
-       {"GPUs ", "2 x NVIDIA H100", "architecture 9.0", "driver ", "NCCL ", "cuBLASLt ",
+       {"GPUs ", "2 x NVIDIA H100", "architecture 9.0", "driver ", "NCCL ", "cuBLASLt ", "cuDNN ",
         "GPU products", "--device auto trains on GPUs", "at most "}) {
     EXPECT_THAT(text.out, HasSubstr(part));
   }

@@ -148,6 +148,11 @@ TEST_F(Interactive, ContinuesEachLineUntilControlD) {
   ASSERT_TRUE(terminal.await("> "));
   terminal.type(kControlD);
   EXPECT_EQ(terminal.wait(), 0) << terminal.screen;
+  size_t texts = 0;
+  for (size_t at = 0; (at = terminal.screen.find("ended by ", at)) != std::string::npos; at++) {
+    texts++;
+  }
+  EXPECT_EQ(texts, 2u) << terminal.screen;
 }
 
 TEST_F(Interactive, ControlCStopsTheTextAndNoMore) {

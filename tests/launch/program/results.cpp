@@ -38,6 +38,77 @@ TEST_F(Evaluate, TheSameFigureOnAnyNumberOfWorkers) {
   }
 }
 
+TEST_F(Evaluate, SlidingWindowsAndAnInterval) {
+  const auto evaluate = [](const Arguments& more, int workers = 0) {
+    Arguments arguments{"evaluate", "--checkpoint", world.run(), "--data", world.data()};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run(arguments, {.workers = workers});
+  };
+  const json plain = json::parse(evaluate({"--json"}).out);
+  const Arguments strided{"--json", "--stride", "8", "--bootstrap", "200"};
+  const Result alone = evaluate(strided);
+  ASSERT_EQ(alone.code, 0) << alone.err;
+  EXPECT_EQ(evaluate(strided, 2).out, alone.out);
+  const json figures = json::parse(alone.out);
+  EXPECT_EQ(figures.at("tokens"), plain.at("tokens"));
+  // Every token has 24 of 32 before it at least: a model that has learned anything gains.
+  EXPECT_LT(figures.at("loss"), plain.at("loss"));
+  EXPECT_LT(figures.at("loss_interval")[0], figures.at("loss"));
+  EXPECT_GT(figures.at("loss_interval")[1], figures.at("loss"));
+  EXPECT_EQ(evaluate({"--json", "--stride", "32"}).out, plain.dump() + "\n");
+  EXPECT_THAT(evaluate({"--bootstrap", "200"}).out, HasSubstr("nats a token (95 %: "));
+  expect_error(evaluate({"--stride", "33"}, 2), 2, {"--stride 33", "the model's context holds 32"});
+  expect_error(evaluate({"--stride", "0"}), 2, {"--stride 0: a whole number of at least 1"});
+  expect_error(evaluate({"--bootstrap", "x"}), 2, {"--bootstrap x: a whole number from 1"});
+}
+
+TEST_F(Evaluate, Tasks) {
+  const auto evaluate = [](const fs::path& task, const Arguments& more = {}, int workers = 0) {
+    Arguments arguments{"evaluate", "--checkpoint", world.run(), "--task",
+                        task,       "--precision",  "fp32"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run(arguments, {.workers = workers});
+  };
+  // The model has learned at least which letters there are.
+  const auto choices =
+      world.write("choices.jsonl",
+                  R"({"context": "The quick", "choices": ["brown", "~~~~~"], "answer": "brown"})"
+                  "\n"
+                  R"({"context": "jumps over the", "choices": ["~~~~", "lazy"], "answer": 1})"
+                  "\n"
+                  R"({"context": "jumps over the", "choices": ["lazy", "~~~~"], "answer": 1})"
+                  "\n");
+  const Arguments json_and_interval{"--json", "--bootstrap", "100"};
+  const Result alone = evaluate(choices, json_and_interval);
+  ASSERT_EQ(alone.code, 0) << alone.err;
+  const json figures = json::parse(alone.out);
+  EXPECT_EQ(figures.at("kind"), "multiple_choice");
+  EXPECT_EQ(figures.at("items"), 3);
+  EXPECT_DOUBLE_EQ(figures.at("accuracy"), 2.0 / 3);
+  EXPECT_DOUBLE_EQ(figures.at("accuracy_norm"), 2.0 / 3);
+  EXPECT_EQ(figures.at("accuracy_interval").size(), 2u);
+  for (const int workers : {2, 4}) {  // also more than items
+    EXPECT_EQ(evaluate(choices, json_and_interval, workers).out, alone.out) << workers;
+  }
+  const auto words = world.write("words.jsonl", "{\"text\": \"over the lazy\"}\n");
+  const Result last_word = evaluate(words);
+  for (const char* row : {"last_word", "accuracy ", "perplexity "}) {
+    EXPECT_THAT(last_word.out, HasSubstr(row));
+  }
+  const auto matches =
+      world.write("matches.jsonl", "{\"context\": \"The\", \"answer\": \"no such\"}\n");
+  EXPECT_EQ(json::parse(evaluate(matches, {"--json"}).out),
+            json({{"kind", "exact_match"}, {"items", 1}, {"accuracy", 0.0}}));
+
+  const auto wrong = world.write("wrong.jsonl", read_text(choices) + "{\"contxt\": \"a\"}\n");
+  expect_error(evaluate(wrong, {}, 2), 3, {"wrong.jsonl:4: \"choices\""});
+  expect_error(evaluate(world.path("nowhere")), 3, {"nowhere"});
+  const auto beyond = world.write("long.jsonl", "{\"text\": \"a " + std::string(40, 'b') + "\"}\n");
+  expect_error(evaluate(beyond, {}, 2), 3, {"long.jsonl:1: ", "41 tokens", "context of 32"});
+  expect_error(evaluate(choices, {"--data", world.data()}), 2, {"--task contradicts --data"});
+  expect_error(evaluate(choices, {"--stride", "4"}), 2, {"--task contradicts --stride"});
+}
+
 TEST_F(Evaluate, TableForPeople) {
   const Result result = run({"evaluate", "--checkpoint", world.run(), "--data", world.data()});
   EXPECT_EQ(result.code, 0);

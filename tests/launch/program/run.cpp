@@ -40,6 +40,9 @@ Arguments command_line(const Arguments& arguments, const Options& options) {
     for (const char* part : {"/bin/sh", "-c", "exec \"$@\" 2>\"$0\""}) line.emplace_back(part);
     line.push_back(options.errors_file);
   }
+  if (!options.prelude.empty()) {
+    line.insert(line.end(), {"/bin/sh", "-c", options.prelude + "; exec \"$@\"", "sh"});
+  }
   line.push_back(options.emulated ? LOCKSTEP_EMULATED : LOCKSTEP_PROGRAM);
   line.insert(line.end(), arguments.begin(), arguments.end());
   return line;

@@ -19,6 +19,7 @@ struct Options {
   bool as_nobody = false;      // without the rights of root
   bool emulated = false;       // lockstep-emulated, which sees GPUs, instead of lockstep
   Arguments environment = {};  // NAME=VALUE, for the program and its workers
+  std::string prelude = {};    // a shell's words that each worker begins with: "export A=$B"
 };
 
 struct Result {
