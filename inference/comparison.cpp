@@ -13,19 +13,22 @@ namespace lockstep {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 64;  // of logits
+constexpr int64_t kPageTokens = 16;
 
 // A model, and its logits for some rows of a window.
 class Side {
  public:
   Side(const ModelConfig& config, const Weights& weights)
       : decoder_(config, weights.parameters()),
-        cache_(config, config.context_length, weights.parameters().tokens.dtype()),
+        pages_(config, kPageTokens, weights.parameters().tokens.dtype()),
         hidden_(weights.parameters().tokens.dtype(), {config.context_length, config.hidden_size}),
         logits_(DType::fp32, {kRowsAtOnce, config.vocab_size}) {}
 
-  void read(const Tensor& tokens) {
-    cache_.truncate(0);
-    decoder_.forward(tokens, cache_, hidden_.tensor().slice(0, tokens.size()));
+  void read(std::span<const int32_t> tokens) {
+    const auto count = static_cast<int64_t>(tokens.size());
+    KvSequence sequence(pages_);
+    const NewTokens all{&sequence, tokens, count};
+    decoder_.forward(std::span(&all, 1), kernels::Rows::in_tiles, hidden_.tensor().slice(0, count));
   }
   void compute_logits(int64_t first, int64_t count) {
     decoder_.logits(logits_.tensor().slice(0, count), hidden_.tensor().slice(first, first + count));
@@ -37,7 +40,7 @@ class Side {
 
  private:
   Decoder decoder_;
-  KvCache cache_;
+  KvPages pages_;
   Buffer hidden_, logits_;
 };
 
@@ -84,7 +87,7 @@ Comparison compare(const ModelConfig& config, const Weights& before, const Weigh
   for (int64_t window = 0; window < windows; window++) {
     const int64_t begin = window * length, count = std::min(length, predictable - begin);
     split.copy(begin, count + 1, text.data());
-    const Tensor tokens(text.data(), DType::int32, {count});
+    const auto tokens = std::span<const int32_t>(text).first(static_cast<size_t>(count));
     old_side.read(tokens);
     new_side.read(tokens);
     for (int64_t first = 0; first < count; first += kRowsAtOnce) {

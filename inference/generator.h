@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -20,14 +21,24 @@ std::string_view name(FinishReason reason);
 
 struct GenerationStatistics {
   int64_t prompt_tokens = 0;
-  double prompt_seconds = 0;       // of the pass over the prompt
-  double first_token_seconds = 0;  // from the call to the choice of the first token
-  // After the first token: passes over one token each, what they took, choices and text included,
-  // and what they had to read: every weight that takes part, and keys and values so far.
+  int64_t shared_tokens = 0;       // of them, whose keys and values another request had computed
+  double prompt_seconds = 0;       // of the pass over the others, and over prompts beside this one
+  double first_token_seconds = 0;  // from the request's start to the choice of the first token
+  // After the first token: passes over one token each, what they took, choices, text and the rest
+  // of the batch included, and what they had to read: the request's share of every weight that
+  // takes part, and its keys and values so far.
   int64_t passes = 0;
   double passes_seconds = 0;
   int64_t passes_bytes = 0;
-  int64_t kv_cache_bytes = 0, kv_cache_tokens = 0;  // its room
+  int64_t kv_cache_bytes = 0, kv_cache_tokens = 0;  // room of its pages
+};
+
+// What beam search returns.
+struct ScoredText {
+  std::vector<int32_t> tokens;
+  std::string text;
+  FinishReason finish_reason = FinishReason::length;
+  double score = 0;  // inference/beam_search.h
 };
 
 struct Completion {
@@ -35,8 +46,23 @@ struct Completion {
   std::vector<PlaceLogprobs> logprobs;  // one a token, where they were asked for
   std::string text;                     // of the tokens, cut before a stop text
   FinishReason finish_reason = FinishReason::length;
-  double seconds = 0;  // of generation after the prompt
+  std::vector<ScoredText> beams;  // of beam search: the best is also that of the fields above
+  double seconds = 0;             // of generation after the prompt
   GenerationStatistics statistics;
+};
+
+struct GenerationRequest {
+  std::string prompt;
+  SamplingOptions options;
+  uint64_t stream_index = 0;  // keys the random numbers beside the seed: the prompt's place
+  // Gets pieces of text as they become certain: whole characters, never a part of a stop text.
+  std::function<void(std::string_view)> on_text = nullptr;
+};
+
+// How many requests run together.
+struct BatchLimits {
+  int64_t batch_size = 16;                                       // requests
+  int64_t kv_cache_bytes = std::numeric_limits<int64_t>::max();  // for their keys and values
 };
 
 struct ContinuationScore {
@@ -44,8 +70,8 @@ struct ContinuationScore {
   bool likeliest = true;  // each of its tokens is the likeliest in its place
 };
 
-// Weights of one model in compute precision, and the forward pass of one sequence with a cache of
-// keys and values.
+// Weights of one model in compute precision or quantized, requests that it continues, and
+// continuations that it scores.
 class Generator {
  public:
   Generator(const Checkpoint& checkpoint, DType precision, Device device = Device::cpu);
@@ -53,10 +79,17 @@ class Generator {
   const ModelConfig& config() const;
   const Tokenizer& tokenizer() const;
 
-  // Calls on_text with pieces of text as they become certain (whole characters, never a part of a
-  // stop text). `stream_index` keys the random numbers beside the seed: the prompt's place. Asks
-  // `interrupted`, if there is one, before each token whether to end here.
-  // Throws UsageError when the prompt does not fit the context, and for options that do not do.
+  // Runs requests together (inference/batch.h), and hands each over when it is done, with its place
+  // in `requests`. Asks `interrupted`, if there is one, before each token whether all end here. On
+  // the CPU, a completion but for its times and shares is the same in any batch.
+  //
+  // Throws UsageError when a prompt does not fit the context or the memory, and for options that do
+  // not do, before anything is computed.
+  void generate(std::span<const GenerationRequest> requests, const BatchLimits& limits,
+                const std::function<void(size_t, Completion)>& on_done,
+                const std::function<bool()>& interrupted = nullptr);
+
+  // The same for one.
   Completion generate(const std::string& prompt, const SamplingOptions& options,
                       uint64_t stream_index, const std::function<void(std::string_view)>& on_text,
                       const std::function<bool()>& interrupted = nullptr);

@@ -21,6 +21,8 @@ double draw(uint64_t seed, uint64_t stream_index, uint64_t position) {
   return std::ldexp(static_cast<double>(uint64_t{random[0]} << 21 | random[1] >> 11), -53);
 }
 
+}  // namespace
+
 void check_logits(std::span<const float> logits) {
   CHECK(!logits.empty());
   bool any = false;
@@ -34,8 +36,6 @@ void check_logits(std::span<const float> logits) {
   }
   if (!any) throw DataError("the model gives no token a probability");
 }
-
-}  // namespace
 
 std::span<const Candidate> candidates(std::span<const float> logits, const History& history,
                                       const SamplingOptions& options, SamplingBuffers& buffers) {

@@ -18,13 +18,15 @@ struct SamplingBuffers {
   std::vector<Candidate> candidates, by_typicality;
 };
 
+// Throws DataError when a logit is NaN or positive infinity, or all are negative infinity.
+void check_logits(std::span<const float> logits);
+
 // The tokens that the choice may take, and their probabilities: process_logits, then temperature,
 // top-k, top-p, min-p and typical-p (Hugging Face's order). Likeliest first where top-p is in
 // force, else by id. Greedy (or temperature 0): the largest score alone, the lowest id of equals.
 // They live in `buffers`.
 //
-// Throws DataError when a logit is NaN or positive infinity, or all are negative infinity, and
-// UsageError when the options rule out every token.
+// Throws as check_logits, and UsageError when the options rule out every token.
 std::span<const Candidate> candidates(std::span<const float> logits, const History& history,
                                       const SamplingOptions& options, SamplingBuffers& buffers);
 

@@ -99,6 +99,7 @@ void validate(const SamplingOptions& o) {
   }
   validate_processors(o);
   validate_choice(o);
+  validate_beams(o);
   refuse_contradictions(o);
 }
 

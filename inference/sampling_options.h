@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "inference/beam_options.h"
+
 namespace lockstep {
 
 struct TokenBias {
@@ -34,6 +36,7 @@ struct SamplingOptions {
   double top_p = 1;        // in [0, 1]; 1: all, 0: the likeliest
   double min_p = 0;        // in [0, 1]; 0: all
   double typical_p = 1;    // in (0, 1]; 1: all
+  BeamOptions beams;       // instead of a choice token by token
 };
 
 // Throws UsageError, naming the option as the command line does, for a value outside the ranges

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "core/range.h"
 #include "core/thread_pool.h"
@@ -17,9 +18,6 @@ namespace {
 
 // Queries a task of the forward pass: it gathers the keys before its last query once.
 constexpr int64_t kSegment = 8 * kTileQueries;
-
-// Up to this many new tokens, reading the caches is what costs: queries go one by one.
-constexpr int64_t kFewQueries = 4;
 
 LOCKSTEP_CLONES void scale_run(float* x, float factor, int64_t n) {
 #pragma omp simd
@@ -111,7 +109,8 @@ struct QueryHead {
   ProbabilityMask mask;
 };
 
-// One tile of queries, at tokens [first, first + count), against all keys up to each query's own.
+// Rows [row, row + count) of a head, at tokens [first, first + count) of one tile of queries,
+// against all keys up to each query's own.
 template <class T, class P>
 void attend_tile(const QueryHead& head, const KeysAndValues& kv, int64_t row, int64_t first,
                  int64_t count, float scale) {
@@ -149,13 +148,17 @@ void attend_tile(const QueryHead& head, const KeysAndValues& kv, int64_t row, in
   }
 }
 
-// Rows [begin, end) of a head, the first row at token `position`.
+// Rows [begin, end) of a head, row 0 at token `position`. Tiles begin at tokens that are multiples
+// of their size, so that a query has the same keys beside it wherever the rows begin.
 void attend_segment(const QueryHead& head, const KeysAndValues& kv, int64_t begin, int64_t end,
                     int64_t position, float scale) {
   with_types(head.q.dtype, [&](auto element, auto product) {
-    for (int64_t row = begin; row < end; row += kTileQueries) {
+    for (int64_t row = begin; row < end;) {
+      const int64_t first = position + row;
+      const int64_t count = std::min(kTileQueries - first % kTileQueries, end - row);
       attend_tile<typename decltype(element)::type, typename decltype(product)::type>(
-          head, kv, row, position + row, std::min(kTileQueries, end - row), scale);
+          head, kv, row, first, count, scale);
+      row += count;
     }
   });
 }
@@ -180,22 +183,17 @@ float score_scale(const Heads& heads) {
   return 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
 }
 
-KeysAndValues gather_keys_and_values(const HeadRows& keys, const HeadRows& values, int64_t count,
-                                     int64_t head_dim) {
+KeysAndValues gather_keys_and_values(const Tensor& qkv, const Heads& heads, int64_t b, int64_t kv,
+                                     int64_t count) {
   static thread_local Scratch key_scratch, value_scratch;
-  const DType type = product_type(keys.dtype);
-  const int64_t filled = round_up(count, kKeyStep);
+  const DType type = product_type(qkv.dtype());
+  const HeadRows keys = packed_head(qkv, heads, b, heads.num_heads + kv);
+  const HeadRows values = packed_head(qkv, heads, b, heads.num_heads + heads.num_kv_heads + kv);
+  const int64_t filled = round_up(count, kKeyStep), head_dim = heads.head_dim;
   const void* gathered_keys = gather(key_scratch, keys, count, filled, head_dim, type);
   const void* gathered_values = gather(value_scratch, values, count, filled, head_dim, type);
   return {static_cast<const char*>(gathered_keys), static_cast<const char*>(gathered_values),
           head_dim, type};
-}
-
-KeysAndValues gather_keys_and_values(const Tensor& qkv, const Heads& heads, int64_t b, int64_t kv,
-                                     int64_t count) {
-  return gather_keys_and_values(
-      packed_head(qkv, heads, b, heads.num_heads + kv),
-      packed_head(qkv, heads, b, heads.num_heads + heads.num_kv_heads + kv), count, heads.head_dim);
 }
 
 void check_shapes(const Tensor& y, const Tensor& lse, const Tensor& qkv, const Heads& heads) {
@@ -303,39 +301,125 @@ class BackwardTask {
   float* dvalues_ = nullptr;
 };
 
-// A key-value head's rows in a cache (K, capacity, D).
-HeadRows cached_head(const Tensor& cache, int64_t kv) {
-  const int64_t capacity = cache.dim(1), head_dim = cache.dim(2);
-  return HeadRows{cache.data(), cache.dtype(), head_dim}.from(kv * capacity);
-}
+// The pages of sequences in one layer.
+class Pages {
+ public:
+  Pages(const Heads& heads, const PagePlace& place, DType dtype)
+      : heads_(heads),
+        size_(place.page_size),
+        dtype_(dtype),
+        layer_rows_(2 * heads.num_kv_heads * place.page_size),
+        first_row_(place.layer * layer_rows_) {}
 
-// Copies the keys and values of new tokens to their places in the caches.
-void extend_caches(const Tensor& key_cache, const Tensor& value_cache, const Tensor& qkv,
-                   const Heads& heads, int64_t position) {
-  const auto row_bytes = static_cast<size_t>(heads.head_dim * size_bytes(qkv.dtype()));
-  for (int64_t kv = 0; kv < heads.num_kv_heads; kv++) {
-    const HeadRows keys = packed_head(qkv, heads, 0, heads.num_heads + kv);
-    const HeadRows values = packed_head(qkv, heads, 0, heads.num_heads + heads.num_kv_heads + kv);
-    for (int64_t n = 0; n < qkv.dim(1); n++) {
-      std::memcpy(cached_head(key_cache, kv).from(position + n).data, keys.from(n).data, row_bytes);
-      std::memcpy(cached_head(value_cache, kv).from(position + n).data, values.from(n).data,
-                  row_bytes);
+  // A key-value head's rows in one page: keys, values.
+  HeadRows keys(const CachedSequence& sequence, int64_t page, int64_t kv) const {
+    return HeadRows{sequence.pages[page], dtype_, heads_.head_dim}.from(first_row_ + kv * size_);
+  }
+  HeadRows values(const CachedSequence& sequence, int64_t page, int64_t kv) const {
+    return keys(sequence, page, kv + heads_.num_kv_heads);
+  }
+
+  // Calls f(page, first, count) for each page of the first `tokens` tokens: its tokens
+  // [first, first + count).
+  template <class F>
+  void for_each(int64_t tokens, F&& f) const {
+    for (int64_t first = 0; first < tokens; first += size_) {
+      f(first / size_, first, std::min(size_, tokens - first));
     }
   }
+
+  // Copies keys and values of new tokens, rows `row` and on of qkv (1, N, ...), to their places.
+  void extend(const CachedSequence& sequence, const Tensor& qkv, int64_t row) const {
+    const auto row_bytes = static_cast<size_t>(heads_.head_dim * size_bytes(dtype_));
+    for (int64_t n = 0; n < sequence.tokens; n++) {
+      const int64_t page = (sequence.position + n) / size_, at = (sequence.position + n) % size_;
+      for (int64_t head = 0; head < 2 * heads_.num_kv_heads; head++) {
+        std::memcpy(keys(sequence, page, head).from(at).data,
+                    packed_head(qkv, heads_, 0, heads_.num_heads + head).from(row + n).data,
+                    row_bytes);
+      }
+    }
+  }
+
+  KeysAndValues gather(const CachedSequence& sequence, int64_t kv, int64_t count) const {
+    static thread_local Scratch key_scratch, value_scratch;
+    const DType type = product_type(dtype_);
+    const int64_t row_bytes = heads_.head_dim * size_bytes(type);
+    char* all_keys = key_scratch.get<char>(round_up(count, kKeyStep) * row_bytes);
+    char* all_values = value_scratch.get<char>(round_up(count, kKeyStep) * row_bytes);
+    for_each(count, [&](int64_t page, int64_t first, int64_t n) {
+      const int64_t filled = first + n == count ? round_up(count, kKeyStep) - first : n;
+      cpu::gather(all_keys + first * row_bytes, keys(sequence, page, kv), n, filled,
+                  heads_.head_dim, type);
+      cpu::gather(all_values + first * row_bytes, values(sequence, page, kv), n, filled,
+                  heads_.head_dim, type);
+    });
+    return {all_keys, all_values, heads_.head_dim, type};
+  }
+
+  // One query against the first `count` keys, read where they are.
+  template <class T>
+  void attend(const HeadRows& y, const HeadRows& q, const CachedSequence& sequence, int64_t kv,
+              int64_t count) const {
+    static thread_local Scratch score_scratch, output_scratch;
+    const int64_t head_dim = heads_.head_dim;
+    const float scale = score_scale(heads_);
+    float* scores = score_scratch.get<float>(count);
+    float* output = output_scratch.get<float>(head_dim);
+    for_each(count, [&](int64_t page, int64_t first, int64_t n) {
+      dots(scores + first, static_cast<const T*>(q.data),
+           static_cast<const T*>(keys(sequence, page, kv).data), head_dim, n, head_dim);
+    });
+    const double sum = exponentials(scores, scale, scale * maximum(scores, count), count);
+    std::fill_n(output, head_dim, 0.0f);
+    for_each(count, [&](int64_t page, int64_t first, int64_t n) {
+      add_weighted(output, scores + first, static_cast<const T*>(values(sequence, page, kv).data),
+                   head_dim, n, head_dim);
+    });
+    scatter(y, output, 1, head_dim, static_cast<float>(1 / sum));
+  }
+
+ private:
+  const Heads& heads_;
+  const int64_t size_;
+  const DType dtype_;
+  const int64_t layer_rows_, first_row_;
+};
+
+// A piece of one sequence's new tokens, the first at `row` of all rows.
+struct CachedPiece {
+  const CachedSequence* sequence;
+  int64_t row, begin, end;  // tokens [begin, end) of the new ones
+};
+
+// Pieces of at most `most` tokens; the last of each sequence first, as they have most to do.
+std::vector<CachedPiece> cut(std::span<const CachedSequence> sequences, int64_t most) {
+  std::vector<CachedPiece> all;
+  int64_t row = 0;
+  for (const CachedSequence& sequence : sequences) {
+    for (int64_t begin = (sequence.tokens - 1) / most * most; begin >= 0 && sequence.tokens > 0;
+         begin -= most) {
+      all.push_back({&sequence, row, begin, std::min(sequence.tokens, begin + most)});
+    }
+    row += sequence.tokens;
+  }
+  return all;
 }
 
-// One query against `count` keys, read where they are.
-template <class T>
-void attend_query(const HeadRows& y, const HeadRows& q, const HeadRows& keys,
-                  const HeadRows& values, int64_t count, int64_t head_dim, float scale) {
-  static thread_local Scratch score_scratch, output_scratch;
-  float* scores = score_scratch.get<float>(count);
-  float* output = output_scratch.get<float>(head_dim);
-  dots(scores, static_cast<const T*>(q.data), static_cast<const T*>(keys.data), keys.stride, count,
-       head_dim);
-  const double sum = exponentials(scores, scale, scale * maximum(scores, count), count);
-  weighted_sum(output, scores, static_cast<const T*>(values.data), values.stride, count, head_dim);
-  scatter(y, output, 1, head_dim, static_cast<float>(1 / sum));
+void check_cache(const Tensor& y, const Tensor& qkv, const Heads& heads,
+                 std::span<const CachedSequence> sequences, const PagePlace& place) {
+  CHECK(qkv.cols() == heads.packed() && y.rows() == qkv.rows() &&
+            y.cols() == heads.num_heads * heads.head_dim && y.dtype() == qkv.dtype(),
+        "y {}, qkv {}", y.shape().to_string(), qkv.shape().to_string());
+  CHECK(place.page_size > 0 && place.page_size % 4 == 0, "pages of {} tokens", place.page_size);
+  int64_t tokens = 0;
+  for (const CachedSequence& s : sequences) {
+    const auto room = static_cast<int64_t>(s.pages.size()) * place.page_size;
+    CHECK(s.position >= 0 && s.tokens >= 0 && s.position + s.tokens <= room,
+          "{} tokens from position {} on in pages for {}", s.tokens, s.position, room);
+    tokens += s.tokens;
+  }
+  CHECK(tokens == qkv.rows(), "{} new tokens, qkv {}", tokens, qkv.shape().to_string());
 }
 
 }  // namespace
@@ -377,43 +461,50 @@ void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& y, c
   });
 }
 
-void attention_with_cache(const Tensor& y, const Tensor& key_cache, const Tensor& value_cache,
-                          const Tensor& qkv, const Heads& heads, int64_t position, Stream&) {
-  const int64_t tokens = qkv.rows(), head_dim = heads.head_dim;
-  const int64_t group = heads.num_heads / heads.num_kv_heads;
+void attention_with_cache(const Tensor& y, const Tensor& qkv, const Heads& heads,
+                          std::span<const CachedSequence> sequences, const PagePlace& place,
+                          Rows rows, Stream&) {
+  check_cache(y, qkv, heads, sequences, place);
+  const Pages pages(heads, place, qkv.dtype());
+  const int64_t tokens = qkv.rows(), group = heads.num_heads / heads.num_kv_heads;
   const Tensor new_rows = qkv.reshape({1, tokens, heads.packed()});
-  const Tensor outputs = y.reshape({1, tokens, heads.num_heads * head_dim});
-  for (const Tensor& cache : {key_cache, value_cache}) {
-    CHECK(cache.shape().rank() == 3 && cache.dim(0) == heads.num_kv_heads &&
-              cache.dim(2) == head_dim && cache.dtype() == qkv.dtype(),
-          "cache {}", cache.shape().to_string());
-    CHECK(position >= 0 && position + tokens <= cache.dim(1), "{} tokens from position {} on in {}",
-          tokens, position, cache.shape().to_string());
+  const Tensor outputs = y.reshape({1, tokens, heads.num_heads * heads.head_dim});
+  int64_t row = 0;
+  for (const CachedSequence& sequence : sequences) {
+    pages.extend(sequence, new_rows, row);
+    row += sequence.tokens;
   }
-  extend_caches(key_cache, value_cache, new_rows, heads, position);
+  const auto query = [&](const CachedPiece& piece, int64_t head) {
+    return QueryHead{packed_head(new_rows, heads, 0, head).from(piece.row),
+                     output_head(outputs, heads, 0, head).from(piece.row), nullptr,
+                     ProbabilityMask()};
+  };
 
-  if (tokens <= kFewQueries) {
-    parallel_for(heads.num_heads * tokens, 1, [&](int64_t task, int64_t) {
-      const int64_t head = task / tokens, n = task % tokens;
+  if (rows == Rows::one_by_one) {
+    const std::vector<CachedPiece> queries = cut(sequences, 1);
+    const auto count = static_cast<int64_t>(queries.size());
+    parallel_for(count * heads.num_heads, 1, [&](int64_t task, int64_t) {
+      const CachedPiece& piece = queries[task / heads.num_heads];
+      const int64_t head = task % heads.num_heads;
+      const QueryHead of_head = query(piece, head);
       with_float_type(qkv.dtype(), [&](auto tag) {
-        attend_query<typename decltype(tag)::type>(
-            output_head(outputs, heads, 0, head).from(n),
-            packed_head(new_rows, heads, 0, head).from(n), cached_head(key_cache, head / group),
-            cached_head(value_cache, head / group), position + n + 1, head_dim, score_scale(heads));
+        pages.attend<typename decltype(tag)::type>(
+            of_head.y.from(piece.begin), of_head.q.from(piece.begin), *piece.sequence, head / group,
+            piece.sequence->position + piece.end);
       });
     });
     return;
   }
-  const int64_t segments = pieces(tokens, kSegment);
-  parallel_for(segments * heads.num_kv_heads, 1, [&](int64_t task, int64_t) {
-    const int64_t begin = (segments - 1 - task / heads.num_kv_heads) * kSegment;
-    const int64_t kv = task % heads.num_kv_heads, end = std::min(tokens, begin + kSegment);
-    const KeysAndValues rows = gather_keys_and_values(
-        cached_head(key_cache, kv), cached_head(value_cache, kv), position + end, head_dim);
+  const std::vector<CachedPiece> segments = cut(sequences, kSegment);
+  const auto count = static_cast<int64_t>(segments.size());
+  parallel_for(count * heads.num_kv_heads, 1, [&](int64_t task, int64_t) {
+    const CachedPiece& segment = segments[task / heads.num_kv_heads];
+    const auto& [sequence, first_row, begin, end] = segment;
+    const int64_t kv = task % heads.num_kv_heads;
+    const KeysAndValues gathered = pages.gather(*sequence, kv, sequence->position + end);
     for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
-      const QueryHead query{packed_head(new_rows, heads, 0, head),
-                            output_head(outputs, heads, 0, head), nullptr, ProbabilityMask()};
-      attend_segment(query, rows, begin, end, position, score_scale(heads));
+      attend_segment(query(segment, head), gathered, begin, end, sequence->position,
+                     score_scale(heads));
     }
   });
 }

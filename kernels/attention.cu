@@ -303,13 +303,37 @@ void attend_few(const HeadRows<T>& y, const HeadRows<const T>& q, const HeadRows
          chunks);
 }
 
-void check_cache(const Tensor& cache, const Tensor& qkv, const Heads& heads, int64_t position) {
-  const int64_t tokens = qkv.rows();
-  CHECK(cache.shape().rank() == 3 && cache.dim(0) == heads.num_kv_heads &&
-            cache.dim(2) == heads.head_dim && cache.dtype() == qkv.dtype(),
-        "cache {}", cache.shape().to_string());
-  CHECK(position >= 0 && position + tokens <= cache.dim(1), "{} tokens from position {} on in {}",
-        tokens, position, cache.shape().to_string());
+// The new tokens of one sequence, whose rows y and qkv are, and its one page.
+template <class T>
+void attend_sequence(const Tensor& y, const Tensor& qkv, const Heads& heads,
+                     const CachedSequence& sequence, const PagePlace& place, Stream& stream) {
+  const int64_t tokens = sequence.tokens, position = sequence.position, head_dim = heads.head_dim;
+  const int64_t head_size = place.page_size * head_dim, all_heads = heads.num_kv_heads * head_size;
+  T* key_cache = static_cast<T*>(sequence.pages.front()) + 2 * place.layer * all_heads;
+  T* value_cache = key_cache + all_heads;
+  const T* rows = qkv.as<T>();
+  const AttentionSizes sizes = attention_sizes(
+      1, tokens, heads, in_packs<T>(head_dim, rows, y.as<T>(), key_cache, value_cache));
+  const auto q = packed_rows(rows, tokens, heads, 0);
+  const auto new_keys = packed_rows(rows, tokens, heads, heads.num_heads);
+  const auto new_values = packed_rows(rows, tokens, heads, heads.num_heads + heads.num_kv_heads);
+  const HeadRows<T> keys{key_cache, 0, head_size, head_dim};
+  const HeadRows<T> values{value_cache, 0, head_size, head_dim};
+  const HeadRows<T> outputs = output_rows(y.as<T>(), tokens, heads);
+  const int64_t packs = pieces(head_dim, Pack<T>::kSize);
+  const auto new_bytes =
+      static_cast<double>(4 * tokens * heads.num_kv_heads * head_dim) * sizeof(T);
+  launch({"attention_extend_cache", new_bytes}, extend_kernel<T>,
+         dim3(blocks_for(2 * tokens * heads.num_kv_heads * packs, kThreads)), dim3(kThreads), 0,
+         stream, keys, values, new_keys, new_values, sizes, position);
+
+  const HeadRows<const T> all_keys{keys.data, 0, keys.head, keys.token};
+  const HeadRows<const T> all_values{values.data, 0, values.head, values.token};
+  if (tokens <= kFewQueries) {
+    attend_few<T>(outputs, q, all_keys, all_values, sizes, position, stream);
+  } else {
+    forward<T>(outputs, nullptr, q, all_keys, all_values, sizes, position, DropoutMask(), stream);
+  }
 }
 
 }  // namespace
@@ -338,43 +362,30 @@ void attention_forward(const Tensor& y, const Tensor& lse, const Tensor& qkv, co
   tiled_attention_forward(y, lse, qkv, heads, mask, stream);
 }
 
-void attention_with_cache(const Tensor& y, const Tensor& key_cache, const Tensor& value_cache,
-                          const Tensor& qkv, const Heads& heads, int64_t position, Stream& stream) {
-  const int64_t tokens = qkv.rows(), head_dim = heads.head_dim;
-  CHECK(qkv.cols() == heads.packed() && y.size() == tokens * heads.num_heads * head_dim &&
-            y.dtype() == qkv.dtype() && head_dim <= kMaxHeadDim,
+void attention_with_cache(const Tensor& y, const Tensor& qkv, const Heads& heads,
+                          std::span<const CachedSequence> sequences, const PagePlace& place, Rows,
+                          Stream& stream) {
+  const int64_t width = heads.num_heads * heads.head_dim;
+  CHECK(qkv.cols() == heads.packed() && y.size() == qkv.rows() * width &&
+            y.dtype() == qkv.dtype() && heads.head_dim <= kMaxHeadDim,
         "y {}, qkv {}", y.shape().to_string(), qkv.shape().to_string());
-  check_cache(key_cache, qkv, heads, position);
-  check_cache(value_cache, qkv, heads, position);
-  if (tokens == 0) return;
-
-  with_float_type(qkv.dtype(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const T* rows = qkv.as<T>();
-    const AttentionSizes sizes = attention_sizes(
-        1, tokens, heads,
-        in_packs<T>(head_dim, rows, y.as<T>(), key_cache.as<T>(), value_cache.as<T>()));
-    const auto q = packed_rows(rows, tokens, heads, 0);
-    const auto new_keys = packed_rows(rows, tokens, heads, heads.num_heads);
-    const auto new_values = packed_rows(rows, tokens, heads, heads.num_heads + heads.num_kv_heads);
-    const HeadRows<T> keys{key_cache.as<T>(), 0, key_cache.dim(1) * head_dim, head_dim};
-    const HeadRows<T> values{value_cache.as<T>(), 0, value_cache.dim(1) * head_dim, head_dim};
-    const HeadRows<T> outputs = output_rows(y.as<T>(), tokens, heads);
-    const int64_t packs = pieces(head_dim, Pack<T>::kSize);
-    const auto new_bytes =
-        static_cast<double>(4 * tokens * heads.num_kv_heads * head_dim) * sizeof(T);
-    launch({"attention_extend_cache", new_bytes}, extend_kernel<T>,
-           dim3(blocks_for(2 * tokens * heads.num_kv_heads * packs, kThreads)), dim3(kThreads), 0,
-           stream, keys, values, new_keys, new_values, sizes, position);
-
-    const HeadRows<const T> all_keys{keys.data, 0, keys.head, keys.token};
-    const HeadRows<const T> all_values{values.data, 0, values.head, values.token};
-    if (tokens <= kFewQueries) {
-      attend_few<T>(outputs, q, all_keys, all_values, sizes, position, stream);
-    } else {
-      forward<T>(outputs, nullptr, q, all_keys, all_values, sizes, position, DropoutMask(), stream);
-    }
-  });
+  const Tensor outputs = y.reshape({qkv.rows(), width});
+  const Tensor inputs = qkv.reshape({qkv.rows(), heads.packed()});
+  int64_t row = 0;
+  for (const CachedSequence& s : sequences) {
+    CHECK(s.pages.size() == 1 && s.position >= 0 && s.tokens >= 0 &&
+              s.position + s.tokens <= place.page_size && row + s.tokens <= qkv.rows(),
+          "{} tokens from position {} on in {} pages of {}", s.tokens, s.position, s.pages.size(),
+          place.page_size);
+    const Tensor y_rows = outputs.slice(row, row + s.tokens);
+    const Tensor qkv_rows = inputs.slice(row, row + s.tokens);
+    row += s.tokens;
+    if (s.tokens == 0) continue;
+    with_float_type(qkv.dtype(), [&](auto tag) {
+      attend_sequence<typename decltype(tag)::type>(y_rows, qkv_rows, heads, s, place, stream);
+    });
+  }
+  CHECK(row == qkv.rows(), "{} new tokens, qkv {}", row, qkv.shape().to_string());
 }
 
 }  // namespace lockstep::kernels::cuda

@@ -1,7 +1,10 @@
 #pragma once
+#include <span>
+
 #include "core/device.h"
 #include "core/tensor.h"
 #include "kernels/dropout.h"
+#include "kernels/matmul.h"
 
 // Causal self-attention with grouped queries (Vaswani et al., 2017; Ainslie et al., 2023), in
 // blocks of queries and keys with a running maximum and sum (Milakov & Gimelshein, 2018; Dao et
@@ -24,6 +27,19 @@ struct Heads {
   int64_t packed() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
 };
 
+// Generation keeps keys and values in pages (Kwon et al., "PagedAttention", 2023), each of
+// page_size tokens of one sequence in all layers: (L, 2, K, page_size, D), keys, then values. Of a
+// sequence with new tokens:
+struct CachedSequence {
+  int64_t tokens = 0;            // new ones; their rows follow those of the sequence before
+  int64_t position = 0;          // of the first of them: tokens that are in the pages already
+  std::span<void* const> pages;  // of all of its tokens, token t in pages[t / page_size]
+};
+struct PagePlace {
+  int64_t page_size = 0;  // tokens; a multiple of 4. On a GPU: all of a sequence is one page
+  int64_t layer = 0;
+};
+
 }  // namespace lockstep::kernels
 
 namespace lockstep::kernels::cpu {
@@ -37,12 +53,14 @@ void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& y, c
                         const Tensor& qkv, const Heads& heads, const DropoutMask& mask,
                         Stream& stream);
 
-// Generation: attention of N new tokens of one sequence, at positions [position, position + N), to
-// themselves and to all before them. First copies the new keys and values into their places of the
-// caches, key_cache and value_cache (K, capacity, D) of qkv's dtype; then writes y (N, H * D).
-// qkv (N, (H + 2K) * D).
-void attention_with_cache(const Tensor& y, const Tensor& key_cache, const Tensor& value_cache,
-                          const Tensor& qkv, const Heads& heads, int64_t position, Stream& stream);
+// Generation: attention of the new tokens of each sequence to themselves and to all before them in
+// it. First copies the new keys and values into their places in the pages, which are of qkv's
+// dtype; then writes y (N, H * D). qkv (N, (H + 2K) * D), N the new tokens of all sequences. On the
+// CPU a token's bits depend on `rows` and on the tokens of its sequence up to it alone: not on how
+// many of them are new, nor on the size of a page.
+void attention_with_cache(const Tensor& y, const Tensor& qkv, const Heads& heads,
+                          std::span<const CachedSequence> sequences, const PagePlace& place,
+                          Rows rows, Stream& stream);
 
 }  // namespace lockstep::kernels::cpu
 
@@ -73,14 +91,14 @@ inline void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tenso
   return cpu::attention_backward(dqkv, dy, y, lse, qkv, heads, mask, stream);
 }
 
-inline void attention_with_cache(const Tensor& y, const Tensor& key_cache,
-                                 const Tensor& value_cache, const Tensor& qkv, const Heads& heads,
-                                 int64_t position, Stream& stream) {
+inline void attention_with_cache(const Tensor& y, const Tensor& qkv, const Heads& heads,
+                                 std::span<const CachedSequence> sequences, const PagePlace& place,
+                                 Rows rows, Stream& stream) {
   if constexpr (kCudaIsBuilt) {
     if (stream.device() == Device::cuda)
-      return cuda::attention_with_cache(y, key_cache, value_cache, qkv, heads, position, stream);
+      return cuda::attention_with_cache(y, qkv, heads, sequences, place, rows, stream);
   }
-  return cpu::attention_with_cache(y, key_cache, value_cache, qkv, heads, position, stream);
+  return cpu::attention_with_cache(y, qkv, heads, sequences, place, rows, stream);
 }
 
 }  // namespace lockstep::kernels

@@ -125,7 +125,7 @@ void classifier_loss_and_gradient(const Tensor& losses, const Tensor& dx, const 
 
 void classifier_logits(const Tensor& logits, const Tensor& x, const Tensor& weight,
                        Stream& stream) {
-  linear_forward(logits, x, weight, Tensor(), stream);
+  linear_forward_one_by_one(logits, x, weight, Tensor(), stream);
 }
 
 }  // namespace lockstep::kernels::cpu

@@ -24,7 +24,8 @@ void classifier_loss_and_gradient(const Tensor& losses, const Tensor& dx, const 
                                   const Tensor& x, const Tensor& weight, const Tensor& targets,
                                   const float* scale, Stream& stream);
 
-// Writes logits (N, V) fp32: generation needs them whole, for few rows.
+// Writes logits (N, V) fp32: generation needs them whole, for few rows, which go one by one
+// (kernels/matmul.h).
 void classifier_logits(const Tensor& logits, const Tensor& x, const Tensor& weight, Stream& stream);
 
 }  // namespace lockstep::kernels::cpu

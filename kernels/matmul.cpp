@@ -11,22 +11,29 @@
 namespace lockstep::kernels::cpu {
 namespace {
 
-// Up to this many rows, reading the weight is what costs: rows are multiplied one by one.
-constexpr int64_t kFewRows = 4;
-
 template <class T>
-void forward_few_rows(const Tensor& y, const T* x, const T* weight, const T* bias, int64_t rows,
-                      int64_t inputs, int64_t outputs) {
+void forward_one_by_one(const Tensor& y, const T* x, const T* weight, const T* bias, int64_t rows,
+                        int64_t inputs, int64_t outputs) {
   constexpr int64_t kOutputs = 16;  // a task
   parallel_for(outputs, kOutputs, [&](int64_t first, int64_t end) {
-    for (int64_t n = 0; n < rows; n++) {
-      float sums[kOutputs];
-      dots(sums, x + n * inputs, weight + first * inputs, inputs, end - first, inputs);
+    const auto store = [&](int64_t n, float* sums) {
       for (int64_t o = first; bias != nullptr && o < end; o++) sums[o - first] += to_float(bias[o]);
       with_float_type(y.dtype(), [&](auto tag) {
         using Y = typename decltype(tag)::type;
         narrow(y.as<Y>() + n * outputs + first, sums, end - first);
       });
+    };
+    const T* part = weight + first * inputs;
+    float sums[kOutputs], sums_of_next[kOutputs];
+    for (int64_t n = 0; n < rows; n += 2) {
+      const T* row = x + n * inputs;
+      if (n + 1 == rows) {
+        dots(sums, row, part, inputs, end - first, inputs);
+      } else {
+        dots_of_two(sums, sums_of_next, row, row + inputs, part, inputs, end - first, inputs);
+        store(n + 1, sums_of_next);
+      }
+      store(n, sums);
     }
   });
 }
@@ -56,19 +63,28 @@ void bias_gradient(const Tensor& dbias, const Tensor& dy) {
   });
 }
 
-}  // namespace
-
-void linear_forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                    Stream&) {
+void check_forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias) {
   CHECK(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows(),
         "{} = {} x {}", y.shape().to_string(), x.shape().to_string(), weight.shape().to_string());
   CHECK(x.dtype() == weight.dtype());
   CHECK(bias.empty() || (bias.size() == y.cols() && bias.dtype() == x.dtype()));
-  if (x.rows() > kFewRows) return product_by_rows(y, x, weight, bias, true);
+}
+
+}  // namespace
+
+void linear_forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                    Stream&) {
+  check_forward(y, x, weight, bias);
+  product_by_rows(y, x, weight, bias, true);
+}
+
+void linear_forward_one_by_one(const Tensor& y, const Tensor& x, const Tensor& weight,
+                               const Tensor& bias, Stream&) {
+  check_forward(y, x, weight, bias);
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    forward_few_rows(y, x.as<T>(), weight.as<T>(), data_or_null<T>(bias), x.rows(), x.cols(),
-                     y.cols());
+    forward_one_by_one(y, x.as<T>(), weight.as<T>(), data_or_null<T>(bias), x.rows(), x.cols(),
+                       y.cols());
   });
 }
 

@@ -20,12 +20,26 @@
 // dweight and dbias are fp32. Products of bf16 and fp16 are added up in fp32; where the machine has
 // no fast product of the type, operands are widened and multiplied in fp32. Work is cut into pieces
 // that depend on the shape alone, each computed by one thread: the same bits for any number of
-// threads.
+// threads. On the CPU a row of y has the same bits whatever the other rows are, and however many.
+namespace lockstep::kernels {
+
+// How new tokens go through a model. Their results agree but for rounding.
+enum class Rows {
+  in_tiles,    // many at a time: a prompt, a batch
+  one_by_one,  // each as if it were alone, at the speed at which weights are read: generation
+};
+
+}  // namespace lockstep::kernels
+
 namespace lockstep::kernels::cpu {
 
-// Writes y (N, O). bias may be empty.
+// Writes y (N, O). bias may be empty. Rows go in tiles.
 void linear_forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias,
                     Stream& stream);
+
+// The same, rows one by one. Each part of the weight is read from memory once for all rows.
+void linear_forward_one_by_one(const Tensor& y, const Tensor& x, const Tensor& weight,
+                               const Tensor& bias, Stream& stream);
 
 // Writes dx (N, I).
 void linear_backward_input(const Tensor& dx, const Tensor& dy, const Tensor& weight,
@@ -68,6 +82,15 @@ inline void linear_forward(const Tensor& y, const Tensor& x, const Tensor& weigh
   return cpu::linear_forward(y, x, weight, bias, stream);
 }
 
+// On a GPU there is one way for both, and bits depend on the number of rows.
+inline void linear_forward(const Tensor& y, const Tensor& x, const Tensor& weight,
+                           const Tensor& bias, Rows rows, Stream& stream) {
+  if (rows == Rows::in_tiles || stream.device() != Device::cpu) {
+    return linear_forward(y, x, weight, bias, stream);
+  }
+  return cpu::linear_forward_one_by_one(y, x, weight, bias, stream);
+}
+
 inline void linear_backward_input(const Tensor& dx, const Tensor& dy, const Tensor& weight,
                                   Stream& stream) {
   if constexpr (kCudaIsBuilt) {
@@ -93,6 +116,16 @@ inline void linear_activation_forward(const Tensor& y, const Tensor& z, const Te
       return cuda::linear_activation_forward(y, z, x, weight, bias, activation, stream);
   }
   return cpu::linear_activation_forward(y, z, x, weight, bias, activation, stream);
+}
+
+inline void linear_activation_forward(const Tensor& y, const Tensor& z, const Tensor& x,
+                                      const Tensor& weight, const Tensor& bias,
+                                      Activation activation, Rows rows, Stream& stream) {
+  if (rows == Rows::in_tiles || stream.device() != Device::cpu) {
+    return linear_activation_forward(y, z, x, weight, bias, activation, stream);
+  }
+  cpu::linear_forward_one_by_one(z, x, weight, bias, stream);
+  cpu::activation_forward(y, z, activation, stream);
 }
 
 inline void linear_activation_backward_input(const Tensor& dz, const Tensor& dy,

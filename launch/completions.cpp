@@ -39,29 +39,6 @@ ordered_json to_json(const std::vector<PlaceLogprobs>& places, const Tokenizer& 
   return all;
 }
 
-}  // namespace
-
-Completion show_completion(Generator& generator, const std::string& prompt,
-                           const SamplingOptions& options, uint64_t stream_index,
-                           const std::function<bool()>& interrupted) {
-  bool begun = false;
-  const auto show = [&](std::string_view piece) {
-    if (!begun) {
-      const bool terminal = isatty(STDOUT_FILENO) == 1;
-      fmt::print("{}{}{}", terminal ? "\x1b[1m" : "", prompt, terminal ? "\x1b[0m" : "");
-    }
-    begun = true;
-    std::fwrite(piece.data(), 1, piece.size(), stdout);
-    std::fflush(stdout);
-  };
-  const Completion completion =
-      generator.generate(prompt, options, stream_index, show, interrupted);
-  show("\n");
-  fmt::print(stderr, "[{} tokens, {:.1f} tokens/s, ended by {}]\n", completion.tokens.size(),
-             tokens_per_second(completion), name(completion.finish_reason));
-  return completion;
-}
-
 void print_json(const std::string& prompt, const Completion& completion,
                 const Tokenizer& tokenizer) {
   ordered_json object = {{"prompt", prompt},
@@ -70,18 +47,29 @@ void print_json(const std::string& prompt, const Completion& completion,
                          {"finish_reason", name(completion.finish_reason)},
                          {"tokens_per_second", tokens_per_second(completion)}};
   if (!completion.logprobs.empty()) object["logprobs"] = to_json(completion.logprobs, tokenizer);
+  for (const ScoredText& beam : completion.beams) {
+    object["beams"].push_back({{"text", beam.text},
+                               {"tokens", beam.tokens},
+                               {"finish_reason", name(beam.finish_reason)},
+                               {"score", beam.score}});
+  }
   // Bytes that are not UTF-8 become U+FFFD: JSON has no other way.
   fmt::print("{}\n", object.dump(-1, ' ', false, ordered_json::error_handler_t::replace));
   std::fflush(stdout);
 }
+
+}  // namespace
 
 void StatisticsPrinter::print(const Completion& completion) {
   const GenerationStatistics& s = completion.statistics;
   const auto line = [](const char* subject, const std::string& text) {
     fmt::print(stderr, "  {:<13}{}\n", subject, text);
   };
-  line("prompt", fmt::format("{} in {:.2f} ms, {:.1f} tokens/s", plural(s.prompt_tokens, "token"),
-                             1e3 * s.prompt_seconds, rate(s.prompt_tokens, s.prompt_seconds)));
+  const int64_t computed = s.prompt_tokens - s.shared_tokens;
+  line("prompt",
+       fmt::format("{}{} in {:.2f} ms, {:.1f} tokens/s", plural(s.prompt_tokens, "token"),
+                   s.shared_tokens > 0 ? fmt::format(", {} of them shared,", s.shared_tokens) : "",
+                   1e3 * s.prompt_seconds, rate(computed, s.prompt_seconds)));
   if (s.first_token_seconds > 0) {
     line("first token", fmt::format("after {:.2f} ms", 1e3 * s.first_token_seconds));
   }
@@ -95,6 +83,68 @@ void StatisticsPrinter::print(const Completion& completion) {
   line("memory", fmt::format("{} a token, {:.2f} GB/s: {:.1f} % of the {:.2f} GB/s measured here{}",
                              size_text(s.passes_bytes / s.passes), read / 1e9, 100 * share,
                              *memory_rate_ / 1e9, share > 1 ? " (the caches hold much)" : ""));
+}
+
+void CompletionOutput::run(Generator& generator, std::vector<GenerationRequest> requests,
+                           const BatchLimits& limits, const std::function<bool()>& interrupted) {
+  requests_ = std::move(requests);
+  pending_.assign(requests_.size(), {});
+  shown_ = 0, begun_ = false;
+  for (size_t i = 0; i < requests_.size() && format_ == OutputFormat::text; i++) {
+    requests_[i].on_text = [this, i](std::string_view piece) {
+      if (i == shown_) return show_text(piece);
+      pending_[i].text += piece;
+    };
+  }
+  const auto on_done = [this](size_t i, Completion completion) {
+    pending_[i].completion = std::move(completion);
+    if (i == shown_) show_ready();
+  };
+  generator.generate(requests_, limits, on_done, interrupted);
+}
+
+void CompletionOutput::show_text(std::string_view piece) {
+  if (!begun_) {
+    const bool terminal = isatty(STDOUT_FILENO) == 1;
+    fmt::print("{}{}{}{}", shown_ > 0 ? "\n" : "", terminal ? "\x1b[1m" : "",
+               requests_[shown_].prompt, terminal ? "\x1b[0m" : "");
+  }
+  begun_ = true;
+  std::fwrite(piece.data(), 1, piece.size(), stdout);
+  std::fflush(stdout);
+}
+
+// The request whose turn it is has ended: shows it to its end, and those after it as far as they
+// have come.
+void CompletionOutput::show_ready() {
+  while (shown_ < pending_.size() && pending_[shown_].completion) {
+    show_end(*pending_[shown_].completion);
+    pending_[shown_] = {};
+    shown_++;
+    begun_ = false;
+    if (shown_ < pending_.size() && !pending_[shown_].text.empty()) {
+      show_text(pending_[shown_].text);
+    }
+  }
+}
+
+void CompletionOutput::show_end(const Completion& completion) {
+  if (format_ == OutputFormat::json) {
+    print_json(requests_[shown_].prompt, completion, tokenizer_);
+  } else {
+    show_text("\n");
+    const std::vector<ScoredText>& beams = completion.beams;
+    fmt::print(stderr, "[{} tokens, {:.1f} tokens/s, ended by {}{}]\n", completion.tokens.size(),
+               tokens_per_second(completion), name(completion.finish_reason),
+               beams.empty() ? "" : fmt::format(", score {:.4f}", beams.front().score));
+    for (size_t n = 1; n < beams.size(); n++) {
+      fmt::print("\n{}{}\n", requests_[shown_].prompt, beams[n].text);
+      std::fflush(stdout);
+      fmt::print(stderr, "[{} tokens, ended by {}, score {:.4f}]\n", beams[n].tokens.size(),
+                 name(beams[n].finish_reason), beams[n].score);
+    }
+  }
+  if (statistics_ != nullptr) statistics_->print(completion);
 }
 
 }  // namespace lockstep::launch

@@ -3,22 +3,12 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "inference/generator.h"
 
 // How generate shows what it writes.
 namespace lockstep::launch {
-
-// The prompt and the text as it comes, on standard output, and a line about it on standard error.
-// Nothing is shown of a prompt that does not fit.
-Completion show_completion(Generator& generator, const std::string& prompt,
-                           const SamplingOptions& options, uint64_t stream_index,
-                           const std::function<bool()>& interrupted = nullptr);
-
-// One JSON object on a line: prompt, text, tokens, finish_reason, tokens_per_second, and, where
-// they were asked for, logprobs.
-void print_json(const std::string& prompt, const Completion& completion,
-                const Tokenizer& tokenizer);
 
 // Where the time went, on standard error. The rate of memory is measured when it is first needed.
 class StatisticsPrinter {
@@ -29,6 +19,40 @@ class StatisticsPrinter {
  private:
   const Device device_;
   std::optional<double> memory_rate_;  // bytes a second
+};
+
+enum class OutputFormat { text, json };
+
+// Shows the completions of requests that run together in the order of the requests, each as soon as
+// those before it have ended. As text: the prompt and the text as it comes, on standard output, and
+// a line about it on standard error. As JSON: one object a line with prompt, text, tokens,
+// finish_reason, tokens_per_second, where they were asked for logprobs, and of beam search beams: a
+// list of text, tokens, finish_reason and score.
+class CompletionOutput {
+ public:
+  CompletionOutput(OutputFormat format, const Tokenizer& tokenizer, StatisticsPrinter* statistics)
+      : format_(format), tokenizer_(tokenizer), statistics_(statistics) {}
+
+  // Runs the requests, whose on_text it sets. Nothing is shown when one of them does not do.
+  void run(Generator& generator, std::vector<GenerationRequest> requests, const BatchLimits& limits,
+           const std::function<bool()>& interrupted = nullptr);
+
+ private:
+  struct Pending {
+    std::string text;  // that came while others were shown
+    std::optional<Completion> completion;
+  };
+  void show_text(std::string_view piece);
+  void show_ready();
+  void show_end(const Completion& completion);
+
+  const OutputFormat format_;
+  const Tokenizer& tokenizer_;
+  StatisticsPrinter* const statistics_;
+  std::vector<GenerationRequest> requests_;
+  std::vector<Pending> pending_;
+  size_t shown_ = 0;    // requests that have ended on the screen; the next one's text is shown
+  bool begun_ = false;  // the next one's prompt is shown
 };
 
 }  // namespace lockstep::launch

@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <iostream>
 #include <iterator>
 
@@ -7,6 +8,7 @@
 #include "launch/completions.h"
 #include "launch/compute_options.h"
 #include "launch/interactive.h"
+#include "launch/machine.h"
 #include "launch/requests.h"
 
 namespace lockstep::launch {
@@ -17,6 +19,8 @@ struct GenerateOptions {
   std::vector<std::string> prompts;
   bool interactive = false;
   RequestOptions request;
+  int64_t batch_size = BatchLimits().batch_size;
+  std::optional<double> kv_cache_gib;
   bool json = false, verbose = false;
   ComputeOptions compute;
 };
@@ -35,6 +39,14 @@ OptionTable options(GenerateOptions& o) {
             "may hold options of its own, as in \"top_k\": 5");
   table.add("interactive", flag(o.interactive), "type prompts at a terminal, one after the other");
   add_request_options(table, o.request);
+  table.group("Batch");
+  table.add(
+      "batch-size", integer(o.batch_size, 1),
+      "most prompts to work on at a time; the text of each is the same with any (default 16)");
+  table.add(
+      "kv-cache-memory", real(o.kv_cache_gib, kPositive, "GIB"),
+      "most memory for the keys and values of their tokens; prompts wait for it (default: half "
+      "of the memory that is free)");
   table.group("Output");
   table.add("json", flag(o.json),
             "one JSON object a prompt: prompt, text, tokens, finish_reason, tokens_per_second");
@@ -80,6 +92,13 @@ std::vector<Request> gather_requests(const GenerateOptions& o) {
   return requests;
 }
 
+BatchLimits limits(const GenerateOptions& o, Device device) {
+  const int64_t half = device == Device::cpu ? this_machine().memory_free_bytes / 2
+                                             : this_gpu(cuda_device()).memory_bytes / 2;
+  const double given = o.kv_cache_gib.value_or(0) * 0x1p30;
+  return {o.batch_size, o.kv_cache_gib ? static_cast<int64_t>(std::min(given, 0x1p62)) : half};
+}
+
 }  // namespace
 
 ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
@@ -101,20 +120,13 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
     return ExitCode::done;
   }
   if (requests.empty()) requests.push_back({standard_input(), o.request, 0, ""});
-  std::vector<SamplingOptions> resolved;  // all, before the first takes time
-  for (const Request& request : requests) resolved.push_back(resolve(request, tokenizer));
-  for (size_t i = 0; i < requests.size(); i++) {
-    const auto& [prompt, typed, stream_index, origin] = requests[i];
-    Completion completion;
-    if (o.json) {
-      completion = generator.generate(prompt, resolved[i], stream_index, nullptr);
-      print_json(prompt, completion, tokenizer);
-    } else {
-      if (i > 0) fmt::print("\n");
-      completion = show_completion(generator, prompt, resolved[i], stream_index);
-    }
-    if (o.verbose) statistics.print(completion);
+  std::vector<GenerationRequest> resolved;  // all, before the first takes time
+  for (const Request& request : requests) {
+    resolved.push_back({request.prompt, resolve(request, tokenizer), request.stream_index});
   }
+  CompletionOutput(o.json ? OutputFormat::json : OutputFormat::text, tokenizer,
+                   o.verbose ? &statistics : nullptr)
+      .run(generator, std::move(resolved), limits(o, compute.device));
   return ExitCode::done;
 }
 

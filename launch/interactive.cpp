@@ -108,13 +108,13 @@ void run_interactive(Generator& generator, const SamplingOptions& options,
   fmt::print(stderr,
              "Type the beginning of a text. Ctrl-C stops what is being written, Ctrl-D leaves.\n");
   const Interrupts interrupts;
+  CompletionOutput output(OutputFormat::text, generator.tokenizer(), statistics);
   for (uint64_t place = 0; const auto prompt = read_line(interrupts); place++) {
     if (prompt->empty()) continue;
     writing = true;
     try {
-      const Completion completion =
-          show_completion(generator, *prompt, options, place, [&] { return interrupts.take(); });
-      if (statistics != nullptr) statistics->print(completion);
+      output.run(generator, {{*prompt, options, place}}, BatchLimits(),
+                 [&] { return interrupts.take(); });
     } catch (const UsageError& error) {  // the prompt's; the next may do
       fmt::print(stderr, "{}\n", error.what());
     }

@@ -53,11 +53,38 @@ void add_choice_options(OptionTable& table, SamplingOptions& s) {
   table.add("stop", texts(s.stop, "TEXT"), "end before this text; may be given several times");
 }
 
+void add_beam_options(OptionTable& table, BeamOptions& b) {
+  table.group("Beam search");
+  table.add("num-beams", integer(b.num_beams, 1),
+            "keep the N likeliest texts, and let each grow by its likeliest tokens; 1: no beam "
+            "search (default 1)");
+  table.add("length-penalty", real(b.length_penalty, {-100, 100}),
+            "compare ended texts by the sum of their log-probabilities divided by their length to "
+            "this power (default 1)");
+  table.add("early-stopping",
+            choice(b.early_stopping,
+                   {{"true", EarlyStopping::yes},
+                    {"false", EarlyStopping::no},
+                    {"never", EarlyStopping::never}},
+                   "true|false|never"),
+            "with N ended texts end at once, when a better one is unlikely, or when there can be "
+            "none (default false)");
+  table.add("num-return-sequences", integer(b.num_return_sequences, 1),
+            "show the best so many texts (default 1)");
+  table.add("num-beam-groups", integer(b.num_groups, 1),
+            "part the beams into so many groups, which are to differ (default 1)");
+  table.add(
+      "diversity-penalty", real(b.diversity_penalty, {0, 100}),
+      "subtracted from a token's log-probability for each beam of an earlier group that chose "
+      "it in the same place (default 0)");
+}
+
 }  // namespace
 
 void add_request_options(OptionTable& table, RequestOptions& o) {
   SamplingOptions& s = o.sampling;
   add_choice_options(table, s);
+  add_beam_options(table, s.beams);
   table.group("Penalties and bans (TOKEN: an id, or a text that is one token)");
   table.add("repetition-penalty", real(s.repetition_penalty, kRepetition),
             "divides the logits of tokens of the prompt and the text where they are positive, else "
@@ -100,6 +127,8 @@ std::vector<std::string> option_texts(const std::string& option, const json& val
     for (const auto& [token, bias] : value.items()) {
       all.push_back(token + '=' + option_text(bias, false));
     }
+  } else if (option == "early-stopping" && value.is_boolean()) {
+    all.push_back(value.dump());
   } else if (value.is_array()) {
     for (const json& one : value) all.push_back(option_text(one, option != "stop"));
   } else {

@@ -1,36 +1,25 @@
 #pragma once
+#include <span>
 #include <vector>
 
 #include "core/device.h"
 #include "core/tensor.h"
+#include "kernels/attention.h"
 #include "model/activations.h"
 #include "model/config.h"
+#include "model/kv_pages.h"
 #include "model/parameter_views.h"
 
-// The forward pass of one growing sequence: each call appends tokens, attends to all before them
-// through a cache of keys and values, and gives the logits of what comes next.
+// The forward pass of growing sequences: each call appends tokens to some of them, attends to all
+// before them through their cached keys and values, and gives the states that the logits of what
+// comes next are made of.
 namespace lockstep {
 
-// Keys (after RoPE) and values of a sequence's tokens so far. Movable only.
-class KvCache {
- public:
-  // Room for `capacity` tokens, zeroed, in compute precision.
-  KvCache(const ModelConfig& config, int64_t capacity, DType dtype, Device device = Device::cpu);
-
-  int64_t capacity() const { return capacity_; }
-  int64_t length() const { return length_; }  // tokens held
-  // Forgets all but the first `length` tokens; at most length().
-  void truncate(int64_t length);
-
-  Tensor keys(int64_t layer) const { return layer_slice(keys_, layer); }      // (K, capacity, D)
-  Tensor values(int64_t layer) const { return layer_slice(values_, layer); }  // (K, capacity, D)
-  int64_t size_bytes() const { return keys_.size_bytes() + values_.size_bytes(); }
-
- private:
-  friend class Decoder;
-  static Tensor layer_slice(const Buffer& buffer, int64_t layer);
-  Buffer keys_, values_;  // (L, K, capacity, D)
-  int64_t capacity_, length_ = 0;
+// What a call appends to one sequence, at least one token.
+struct NewTokens {
+  KvSequence* sequence = nullptr;
+  std::span<const int32_t> tokens;
+  int64_t wanted = 1;  // the states of so many of the last of them
 };
 
 // Not for several threads at once: it holds the activations of the call.
@@ -44,19 +33,30 @@ class Decoder {
   // The same of parameters that stand apart, the layers' matrices quantized or not.
   Decoder(const ModelConfig& config, const ModelParameters& parameters, int64_t chunk = 128);
 
-  // Appends tokens (N) int32, in the CPU's memory, to the cache's sequence. Writes the states after
-  // the final norm of the last M of them to hidden (M, C), 1 <= M <= N, in compute precision.
-  // Throws std::logic_error when the cache or the context length has no room for N more, or on a
-  // token outside the vocabulary.
-  void forward(const Tensor& tokens, KvCache& cache, const Tensor& hidden);
+  // Appends tokens to each sequence of the batch, all different ones. Writes the states after the
+  // final norm of those that are wanted, in order, to hidden (M, C), in compute precision.
+  //
+  // On the CPU, a token's state and its keys and values have bits that depend on `rows` and on the
+  // tokens of its sequence (and the `rows` that those went by) alone: not on the rest of the batch,
+  // on its place there, on how a sequence is parted into calls, or on the number of threads.
+  //
+  // Throws std::logic_error when the context length has no room for the tokens, or on a token
+  // outside the vocabulary; the sequences then hold what they held before.
+  void forward(std::span<const NewTokens> batch, kernels::Rows rows, const Tensor& hidden);
 
-  // logits (M, V) fp32, in the CPU's memory, of the token after each state of hidden (M, C).
+  // logits (M, V) fp32, in the CPU's memory, of the token after each state of hidden (M, C). A
+  // row's bits depend on that state alone, on the CPU.
   void logits(const Tensor& logits, const Tensor& hidden);
 
   const ModelConfig& config() const { return config_; }
 
  private:
-  void forward_chunk(const Tensor& tokens, KvCache& cache);
+  // Part of a sequence's new tokens, as many as fit into one pass with those of others.
+  struct Piece {
+    const NewTokens* of;
+    int64_t begin, end, position;  // tokens [begin, end) of it, the first at `position`
+  };
+  void forward_pieces(std::span<const Piece> pieces, kernels::Rows rows);
 
   const ModelConfig config_;
   const ModelParameters parameters_;

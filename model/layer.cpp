@@ -74,8 +74,10 @@ void norm_backward(const ModelConfig& config, const Tensor& dx, const Tensor& dg
 namespace {
 
 void linear(const Tensor& y, const Tensor& x, const Tensor& weight,
-            const kernels::QuantizedMatrix& quantized, const Tensor& bias, Stream& stream) {
-  if (quantized.empty()) return kernels::linear_forward(y, x, weight, bias, stream);
+            const kernels::QuantizedMatrix& quantized, const Tensor& bias, kernels::Rows rows,
+            Stream& stream) {
+  if (quantized.empty()) return kernels::linear_forward(y, x, weight, bias, rows, stream);
+  // One way for both: a row's bits do not depend on how many there are.
   kernels::cpu::quantized_linear_forward(y, x, quantized, bias, stream);
 }
 
@@ -86,15 +88,15 @@ void before_attention(const ModelConfig& config, const LayerParameters& w,
                       Stream& stream) {
   norm_forward(config, a.normed_input, a.attention_mean, a.attention_scale, a.input, {},
                w.attention_norm_gain, w.attention_norm_bias, stream);
-  linear(a.qkv, a.normed_input, w.qkv_weight, w.quantized.qkv, w.qkv_bias, stream);
-  if (config.family == Family::llama) {
+  linear(a.qkv, a.normed_input, w.qkv_weight, w.quantized.qkv, w.qkv_bias, a.rows, stream);
+  if (!rope_table.empty()) {
     kernels::rope_forward(a.qkv, rope_table, config.heads(), first_position, stream);
   }
 }
 
 void after_attention(const ModelConfig& config, const LayerParameters& w, const LayerActivations& a,
                      const LayerDropout& dropout, Stream& stream) {
-  linear(a.middle, a.attended, w.output_weight, w.quantized.output, w.output_bias, stream);
+  linear(a.middle, a.attended, w.output_weight, w.quantized.output, w.output_bias, a.rows, stream);
   Tensor x = a.input;
   kernels::ResidualSum residual{a.middle, a.middle};
   if (dropout.attention_branch.active()) {
@@ -105,14 +107,14 @@ void after_attention(const ModelConfig& config, const LayerParameters& w, const 
                w.ffn_norm_bias, stream);
   if (config.family == Family::gpt2 && w.quantized.up.empty()) {
     kernels::linear_activation_forward(a.activated, a.up, a.normed_middle, w.up_weight, w.up_bias,
-                                       config.activation, stream);
+                                       config.activation, a.rows, stream);
   } else {
-    linear(a.up, a.normed_middle, w.up_weight, w.quantized.up, w.up_bias, stream);
+    linear(a.up, a.normed_middle, w.up_weight, w.quantized.up, w.up_bias, a.rows, stream);
     const auto activate = config.family == Family::gpt2 ? kernels::activation_forward
                                                         : kernels::gated_activation_forward;
     activate(a.activated, a.up, config.activation, stream);
   }
-  linear(a.output, a.activated, w.down_weight, w.quantized.down, w.down_bias, stream);
+  linear(a.output, a.activated, w.down_weight, w.quantized.down, w.down_bias, a.rows, stream);
   kernels::residual_add(a.output, a.middle, a.output, dropout.ffn_branch, stream);
 }
 

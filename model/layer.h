@@ -2,6 +2,7 @@
 #include "core/device.h"
 #include "core/tensor.h"
 #include "kernels/dropout.h"
+#include "kernels/matmul.h"
 #include "kernels/residual_sum.h"
 #include "model/config.h"
 #include "model/parameter_views.h"
@@ -33,6 +34,7 @@ struct LayerActivations {
   Tensor activated;        // (B, T, F)           read by the gradient of down_weight
   Tensor output;           // (B, T, C)           not read: may be `input` of the same layer when
                            //                     there is no backward; the next layer's input
+  kernels::Rows rows = kernels::Rows::in_tiles;  // how products go
 };
 
 // Gradients on the way through one layer, of one micro-batch, in compute precision; the layers use
@@ -68,8 +70,8 @@ inline Shape rope_table_shape(const ModelConfig& config, int64_t positions) {
 // A layer's forward pass is: before_attention; attention from `qkv` to `attended` (the caller's:
 // within the batch, or with a cache of earlier keys and values); after_attention.
 //
-// Writes the activations up to qkv. rope_table is empty for gpt2; the first token of each sequence
-// stands at first_position.
+// Writes the activations up to qkv. Without a rope_table (gpt2, or a caller that turns queries and
+// keys itself) there is no RoPE; the first token of each sequence stands at first_position.
 void before_attention(const ModelConfig& config, const LayerParameters& weights,
                       const LayerActivations& activations, const Tensor& rope_table,
                       int64_t first_position, Stream& stream);

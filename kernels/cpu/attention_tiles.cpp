@@ -94,7 +94,14 @@ int64_t fill_up(float* scores, int64_t valid) {
 
 const void* gather(Scratch& scratch, const HeadRows& rows, int64_t count, int64_t filled,
                    int64_t head_dim, DType type) {
-  char* out = scratch.get<char>(filled * head_dim * size_bytes(type));
+  void* out = scratch.get<char>(filled * head_dim * size_bytes(type));
+  gather(out, rows, count, filled, head_dim, type);
+  return out;
+}
+
+void gather(void* to, const HeadRows& rows, int64_t count, int64_t filled, int64_t head_dim,
+            DType type) {
+  char* out = static_cast<char*>(to);
   const auto row_bytes = static_cast<size_t>(head_dim * size_bytes(type));
   with_float_type(rows.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -108,7 +115,6 @@ const void* gather(Scratch& scratch, const HeadRows& rows, int64_t count, int64_
     }
   });
   std::memset(out + count * row_bytes, 0, (filled - count) * row_bytes);
-  return out;
 }
 
 void scatter(const HeadRows& rows, const float* values, int64_t count, int64_t head_dim,

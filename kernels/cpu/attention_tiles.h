@@ -31,6 +31,9 @@ struct HeadRows {
 // Lives until the next call with the same scratch.
 const void* gather(Scratch& scratch, const HeadRows& rows, int64_t count, int64_t filled,
                    int64_t head_dim, DType type);
+// The same into `out`, which has room for `filled` rows.
+void gather(void* out, const HeadRows& rows, int64_t count, int64_t filled, int64_t head_dim,
+            DType type);
 
 // rows[n] = factor * values[n], rounded; values (count, head_dim) without gaps.
 void scatter(const HeadRows& rows, const float* values, int64_t count, int64_t head_dim,

@@ -26,6 +26,29 @@ LOCKSTEP_CLONES void four_dots(float* out, const T* x, const T* a, const T* b, c
   out[0] = s0, out[1] = s1, out[2] = s2, out[3] = s3;
 }
 
+// The same of two rows x and y: each sum is made as above, with the bits that it has there.
+template <class T>
+LOCKSTEP_CLONES void two_by_four_dots(float* out, float* out_y, const T* x, const T* y, const T* a,
+                                      const T* b, const T* c, const T* d, int64_t n) {
+  float s0 = 0, s1 = 0, s2 = 0, s3 = 0, t0 = 0, t1 = 0, t2 = 0, t3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3, t0, t1, t2, t3)
+  for (int64_t i = 0; i < n; i++) {
+    const float v = to_float(x[i]), w = to_float(y[i]);
+    const float of_a = to_float(a[i]), of_b = to_float(b[i]);
+    const float of_c = to_float(c[i]), of_d = to_float(d[i]);
+    s0 += v * of_a;
+    s1 += v * of_b;
+    s2 += v * of_c;
+    s3 += v * of_d;
+    t0 += w * of_a;
+    t1 += w * of_b;
+    t2 += w * of_c;
+    t3 += w * of_d;
+  }
+  out[0] = s0, out[1] = s1, out[2] = s2, out[3] = s3;
+  out_y[0] = t0, out_y[1] = t1, out_y[2] = t2, out_y[3] = t3;
+}
+
 template <class T>
 LOCKSTEP_CLONES void add_four(float* out, const float* weights, const T* a, const T* b, const T* c,
                               const T* d, int64_t n) {
@@ -51,9 +74,20 @@ void dots(float* out, const T* x, const T* rows, int64_t stride, int64_t count, 
 }
 
 template <class T>
-void weighted_sum(float* out, const float* weights, const T* rows, int64_t stride, int64_t count,
+void dots_of_two(float* out, float* out_y, const T* x, const T* y, const T* rows, int64_t stride,
+                 int64_t count, int64_t n) {
+  for (int64_t j = 0; j < count; j += kRows) {
+    const auto row = [&](int64_t k) { return rows + std::min(j + k, count - 1) * stride; };
+    float sums[kRows], sums_y[kRows];
+    two_by_four_dots(sums, sums_y, x, y, row(0), row(1), row(2), row(3), n);
+    std::copy_n(sums, std::min(kRows, count - j), out + j);
+    std::copy_n(sums_y, std::min(kRows, count - j), out_y + j);
+  }
+}
+
+template <class T>
+void add_weighted(float* out, const float* weights, const T* rows, int64_t stride, int64_t count,
                   int64_t n) {
-  std::fill_n(out, n, 0.0f);
   for (int64_t j = 0; j < count; j += kRows) {
     const auto row = [&](int64_t k) { return rows + std::min(j + k, count - 1) * stride; };
     float of_rows[kRows] = {};
@@ -62,9 +96,11 @@ void weighted_sum(float* out, const float* weights, const T* rows, int64_t strid
   }
 }
 
-#define LOCKSTEP_INSTANTIATE(T)                                              \
-  template void dots(float*, const T*, const T*, int64_t, int64_t, int64_t); \
-  template void weighted_sum(float*, const float*, const T*, int64_t, int64_t, int64_t);
+#define LOCKSTEP_INSTANTIATE(T)                                                             \
+  template void dots(float*, const T*, const T*, int64_t, int64_t, int64_t);                \
+  template void dots_of_two(float*, float*, const T*, const T*, const T*, int64_t, int64_t, \
+                            int64_t);                                                       \
+  template void add_weighted(float*, const float*, const T*, int64_t, int64_t, int64_t);
 LOCKSTEP_INSTANTIATE(float)
 LOCKSTEP_INSTANTIATE(bf16)
 LOCKSTEP_INSTANTIATE(fp16)

@@ -24,12 +24,14 @@ std::vector<float> logits_of(const Checkpoint& checkpoint) {
   std::vector<float> weights =
       read_floats(checkpoint, FlatKind::weights, 0, checkpoint.table().size());
   Decoder decoder(model, Tensor(weights.data(), DType::fp32, {checkpoint.table().size()}));
-  KvCache cache(model, kTokens, DType::fp32);
+  KvPages pages(model, kTokens, DType::fp32);
+  KvSequence sequence(pages);
   std::vector<int32_t> ids;
   for (int32_t i = 0; i < kTokens; i++) ids.push_back((3 + 7 * i) % 260);
   const Buffer hidden(DType::fp32, {kTokens, model.hidden_size});
   std::vector<float> logits(static_cast<size_t>(kTokens * model.vocab_size));
-  decoder.forward(Tensor(ids.data(), DType::int32, {kTokens}), cache, hidden.tensor());
+  const NewTokens all{&sequence, ids, kTokens};
+  decoder.forward(std::span(&all, 1), kernels::Rows::in_tiles, hidden.tensor());
   decoder.logits(Tensor(logits.data(), DType::fp32, {kTokens, model.vocab_size}), hidden.tensor());
   return logits;
 }

@@ -139,7 +139,8 @@ TEST_P(DecodingOf, CountsWhatItReads) {
   const ModelConfig& c = golden_.config;
   const int64_t a_token = 2 * 4 * c.num_layers * c.num_kv_heads * c.head_dim;  // keys, values
   EXPECT_EQ(s.prompt_tokens, prompt);
-  EXPECT_EQ(s.kv_cache_bytes, (prompt + 7) * a_token);
+  EXPECT_EQ(s.kv_cache_tokens, (prompt + 7 + 15) / 16 * 16);  // whole pages
+  EXPECT_EQ(s.kv_cache_bytes, s.kv_cache_tokens * a_token);
   EXPECT_EQ(s.passes, 7);
   int64_t weights = ParameterTable(c).size();
   if (c.family == Family::gpt2) weights -= c.context_length * c.hidden_size;

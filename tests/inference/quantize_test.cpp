@@ -146,9 +146,10 @@ TEST_P(QuantizeOf, ALayerIsRoundedForWhatTheQuantizedOnesBeforeItGiveIt) {
   std::vector<double> hessian(width * width);
   const Buffer hidden(DType::fp32, {length, width});
   for (size_t at = 0; at < tokens.size(); at += length) {
-    KvCache cache(first_layer, length, DType::fp32);
-    std::vector<int32_t> window(tokens.begin() + at, tokens.begin() + at + length);
-    decoder.forward(Tensor(window.data(), DType::int32, {length}), cache, hidden.tensor());
+    KvPages pages(first_layer, 4, DType::fp32);
+    KvSequence sequence(pages);
+    const NewTokens window{&sequence, std::span(tokens).subspan(at, length), length};
+    decoder.forward(std::span(&window, 1), kernels::Rows::in_tiles, hidden.tensor());
     const auto* x = hidden.tensor().as<float>();
     for (int64_t t = 0; t < length; t++) {
       for (int64_t i = 0; i < width * width; i++) {

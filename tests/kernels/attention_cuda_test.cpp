@@ -151,28 +151,32 @@ TYPED_TEST(AttentionCuda, BitsDoNotDependOnAlignment) {
   EXPECT_EQ(aligned.dqkv.bytes(), shifted.dqkv.bytes());
 }
 
-// New tokens of a sequence, in parts, through caches on one device. Returns all outputs.
+// New tokens of a sequence, in parts, through a page on one device. Returns all outputs.
 template <class T>
 Values<T> generate(const AttentionSize& s, const Values<T>& qkv, const std::vector<int64_t>& parts,
                    Device device) {
-  constexpr int64_t kMoreCapacity = 3;
+  constexpr int64_t kMoreRoom = 4;
   Stream host, stream(Device::cuda);
-  const Shape cache{s.heads.num_kv_heads, s.tokens + kMoreCapacity, s.heads.head_dim};
-  Values<T> all({s.tokens, s.width()}), keys(cache, kNan), values(cache, kNan);
-  OnDevice<T> device_keys(keys, stream, s.shift), device_values(values, stream, s.shift);
+  const PagePlace place{s.tokens + kMoreRoom, 0};
+  Values<T> all({s.tokens, s.width()});
+  Values<T> page({2 * s.heads.num_kv_heads, place.page_size, s.heads.head_dim}, kNan);
+  OnDevice<T> device_page(page, stream, s.shift);
   int64_t position = 0;
   for (const int64_t count : parts) {
     Values<T> rows({count, s.heads.packed()}), y({count, s.width()}, 9);
     for (int64_t i = 0; i < rows.size(); i++) {
       rows.set(i, static_cast<float>(qkv[position * s.heads.packed() + i]));
     }
-    if (device == Device::cpu) {
-      attention_with_cache(y.tensor(), keys.tensor(), values.tensor(), rows.tensor(), s.heads,
-                           position, host);
+    const bool on_cpu = device == Device::cpu;
+    void* const pages[] = {on_cpu ? page.tensor().data() : device_page.tensor().data()};
+    const CachedSequence sequence{count, position, pages};
+    if (on_cpu) {
+      attention_with_cache(y.tensor(), rows.tensor(), s.heads, std::span(&sequence, 1), place,
+                           Rows::in_tiles, host);
     } else {
       OnDevice<T> device_rows(rows, stream, s.shift), device_y(y, stream, s.shift);
-      attention_with_cache(device_y.tensor(), device_keys.tensor(), device_values.tensor(),
-                           device_rows.tensor(), s.heads, position, stream);
+      attention_with_cache(device_y.tensor(), device_rows.tensor(), s.heads,
+                           std::span(&sequence, 1), place, Rows::in_tiles, stream);
       y = device_y.values();
     }
     for (int64_t i = 0; i < y.size(); i++) {
@@ -240,10 +244,14 @@ TEST_F(AttentionCudaNumbers, NamesShapesThatDoNotFit) {
   EXPECT_THROW(forward(test, {4, 3, 8}), std::logic_error);
   EXPECT_THROW(forward(test, {4, 2, 9}), std::logic_error);
   EXPECT_THROW(forward(large, large.size.heads), std::logic_error);
-  Values<float> cache({2, 10, 8}), rows({4, 64}), y({4, 32});
-  EXPECT_THROW(attention_with_cache(y.tensor(), cache.tensor(), cache.tensor(), rows.tensor(),
-                                    {4, 2, 8}, 7, stream),
-               std::logic_error);
+  Values<float> page({4, 12, 8}), rows({4, 64}), y({4, 32});
+  void* const pages[] = {page.tensor().data(), page.tensor().data()};
+  const auto cached = [&](const CachedSequence& sequence) {
+    attention_with_cache(y.tensor(), rows.tensor(), {4, 2, 8}, std::span(&sequence, 1), {12, 0},
+                         Rows::in_tiles, stream);
+  };
+  EXPECT_THROW(cached({4, 9, std::span(pages, 1)}), std::logic_error);
+  EXPECT_THROW(cached({4, 0, pages}), std::logic_error);  // several pages
 }
 
 }  // namespace

@@ -244,33 +244,62 @@ TYPED_TEST(Attention, OutputsDoNotDependOnLaterTokens) {
   EXPECT_EQ(bytes(all.y).substr(0, bytes(start.y).size()), bytes(start.y));
 }
 
+// One sequence, grown by parts, in pages that hold NaN where nothing was written.
+template <class T>
+std::vector<T> with_cache(const Case<T>& whole, const std::vector<int64_t>& parts,
+                          int64_t page_size, Rows rows) {
+  const AttentionSize& s = whole.size;
+  constexpr int64_t kLayers = 2;
+  const int64_t num_pages = (s.tokens + page_size - 1) / page_size;
+  const int64_t page_elements = kLayers * 2 * s.kv_heads * page_size * s.head_dim;
+  std::vector<T> memory(num_pages * page_elements, from_float<T>(kNan));
+  std::vector<void*> pages;
+  for (int64_t n = num_pages - 1; n >= 0; n--) pages.push_back(&memory[n * page_elements]);
+  std::vector<T> all;
+  Stream stream;
+  int64_t position = 0;
+  for (const int64_t count : parts) {
+    std::vector<T> qkv(whole.qkv.begin() + position * s.packed(),
+                       whole.qkv.begin() + (position + count) * s.packed());
+    std::vector<T> y(count * s.width());
+    const CachedSequence sequence{count, position, pages};
+    attention_with_cache(tensor(y, {count, s.width()}), tensor(qkv, {count, s.packed()}), s.of(),
+                         std::span(&sequence, 1), {page_size, 1}, rows, stream);
+    all.insert(all.end(), y.begin(), y.begin() + count * s.width());
+    position += count;
+  }
+  // Nothing of the other layer was touched.
+  for (int64_t n = 0; n < num_pages; n++) {
+    for (int64_t i = 0; i < page_elements / kLayers; i++) {
+      EXPECT_TRUE(std::isnan(to_float(memory[n * page_elements + i])));
+    }
+  }
+  return all;
+}
+
 TYPED_TEST(Attention, WithCacheIsTheSameAttention) {
   using T = TypeParam;
   const AttentionSize s{1, 330, 4, 2, 20};
   Case<T> whole(s);
   Reference want(whole, kUnit<T>);
   want.run();
-  for (const auto& parts :
-       {std::vector<int64_t>{330}, {1, 1, 2, 3, 4, 5, 64, 250}, {300, 1, 29}, {5, 0, 325}}) {
-    set_num_threads(static_cast<int>(parts.size()) % 3 + 1);
-    constexpr int64_t kCapacity = 331;
-    std::vector<T> keys(s.kv_heads * kCapacity * s.head_dim, from_float<T>(kNan)), values = keys;
-    int64_t position = 0;
-    for (const int64_t count : parts) {
-      std::vector<T> qkv(whole.qkv.begin() + position * s.packed(),
-                         whole.qkv.begin() + (position + count) * s.packed());
-      std::vector<T> y(count * s.width());
-      Stream stream;
-      attention_with_cache(tensor(y, {count, s.width()}),
-                           tensor(keys, {s.kv_heads, kCapacity, s.head_dim}),
-                           tensor(values, {s.kv_heads, kCapacity, s.head_dim}),
-                           tensor(qkv, {count, s.packed()}), s.of(), position, stream);
-      for (int64_t i = 0; i < count * s.width(); i++) {
-        const int64_t at = position * s.width() + i;
-        ASSERT_NEAR(to_float(y[i]), want.y[at], kFp32Error + want.y_error[at])
-            << position << " + " << count << " at " << i;
+  for (const Rows rows : {Rows::in_tiles, Rows::one_by_one}) {
+    const std::vector<T> plain = with_cache(whole, {330}, 332, rows);
+    for (int64_t i = 0; i < 330 * s.width(); i++) {
+      ASSERT_NEAR(to_float(plain[i]), want.y[i], kFp32Error + want.y_error[i]) << i;
+    }
+    // The same bits whatever the parts, pages and threads.
+    for (const auto& parts :
+         {std::vector<int64_t>{1, 1, 2, 3, 4, 5, 64, 250}, {300, 1, 29}, {5, 0, 325}, {63, 267}}) {
+      for (const int64_t page_size : {4, 16, 68, 332}) {
+        set_num_threads(static_cast<int>(parts.size() + page_size / 4) % 3 + 1);
+        const std::vector<T> got = with_cache(whole, parts, page_size, rows);
+        for (int64_t i = 0; i < 330 * s.width(); i++) {
+          ASSERT_EQ(to_float(got[i]), to_float(plain[i]))
+              << "token " << i / s.width() << ", parts from " << parts[0] << " on, pages of "
+              << page_size;
+        }
       }
-      position += count;
     }
   }
 }
@@ -304,11 +333,15 @@ TEST(AttentionErrors, NamesShapesThatDoNotFit) {
   EXPECT_THROW(attention_forward(test.outputs(test.y), test.lses(), test.qkvs(), {4, 2, 9},
                                  DropoutMask(), stream),
                std::logic_error);
-  std::vector<float> cache(2 * 10 * 8);
-  EXPECT_THROW(attention_with_cache(tensor(test.y, {4, 32}), tensor(cache, {2, 10, 8}),
-                                    tensor(cache, {2, 10, 8}), tensor(test.qkv, {4, 64}), {4, 2, 8},
-                                    7, stream),
-               std::logic_error);
+  std::vector<float> memory(2 * 2 * 12 * 8);
+  std::vector<void*> pages{memory.data()};
+  const auto cached = [&](const CachedSequence& sequence, int64_t page_size) {
+    attention_with_cache(tensor(test.y, {4, 32}), tensor(test.qkv, {4, 64}), {4, 2, 8},
+                         std::span(&sequence, 1), {page_size, 0}, Rows::in_tiles, stream);
+  };
+  EXPECT_THROW(cached({4, 9, pages}, 12), std::logic_error);  // beyond the last page
+  EXPECT_THROW(cached({3, 0, pages}, 12), std::logic_error);  // a row too many
+  EXPECT_THROW(cached({4, 0, pages}, 10), std::logic_error);
 }
 
 }  // namespace

@@ -36,6 +36,7 @@ double tolerance(double want, double magnitude, int64_t terms) {
 template <class T>
 struct Linear {
   LinearSize size;
+  Rows rows = Rows::in_tiles;
   std::vector<T> x, weight, bias, dy, y, dx;
   std::vector<float> dweight, dbias;
 
@@ -55,7 +56,7 @@ struct Linear {
     const Shape xs{size.rows, size.inputs}, ys{size.rows, size.outputs};
     const Shape ws{size.outputs, size.inputs}, bs{size.outputs};
     linear_forward(tensor(y, ys), tensor(x, xs), tensor(weight, ws),
-                   with_bias ? tensor(bias, bs) : Tensor(), stream);
+                   with_bias ? tensor(bias, bs) : Tensor(), rows, stream);
     linear_backward_input(tensor(dx, xs), tensor(dy, ys), tensor(weight, ws), stream);
     linear_backward_weight(tensor(dweight, ws), with_bias ? tensor(dbias, bs) : Tensor(),
                            tensor(dy, ys), tensor(x, xs), stream);
@@ -140,18 +141,48 @@ TYPED_TEST(Matmul, BitsDoNotDependOnThreads) {
 // A run of rows, alone, gives the bits that it has among the others.
 TYPED_TEST(Matmul, RowsDoNotDependOnEachOther) {
   constexpr int64_t kFirst = 7;
-  Linear<TypeParam> all({150, 768, 300});
-  all.run();
-  for (const int64_t count : {5, 40, 98}) {
-    Linear<TypeParam> some({count, 768, 300});
-    std::copy_n(&all.x[kFirst * 768], count * 768, some.x.data());
-    std::copy_n(&all.dy[kFirst * 300], count * 300, some.dy.data());
-    some.run();
-    const auto part = [&](auto& v, int64_t width) {
-      return std::vector(&v[kFirst * width], &v[(kFirst + count) * width]);
-    };
-    EXPECT_EQ(bytes(part(all.y, 300)), bytes(some.y)) << count;
-    EXPECT_EQ(bytes(part(all.dx, 768)), bytes(some.dx)) << count;
+  for (const auto& [rows, inputs] : {std::pair{Rows::in_tiles, int64_t{768}},
+                                     {Rows::in_tiles, 97},
+                                     {Rows::one_by_one, 768},
+                                     {Rows::one_by_one, 97},
+                                     {Rows::one_by_one, 13},
+                                     {Rows::one_by_one, 4}}) {
+    Linear<TypeParam> all({150, inputs, 300});
+    all.rows = rows;
+    all.run();
+    for (const int64_t count : {1, 2, 3, 4, 5, 7, 16, 40, 98}) {
+      Linear<TypeParam> some({count, inputs, 300});
+      some.rows = rows;
+      std::copy_n(&all.x[kFirst * inputs], count * inputs, some.x.data());
+      std::copy_n(&all.dy[kFirst * 300], count * 300, some.dy.data());
+      some.run();
+      const auto part = [&](auto& v, int64_t width) {
+        return std::vector(&v[kFirst * width], &v[(kFirst + count) * width]);
+      };
+      EXPECT_EQ(bytes(part(all.y, 300)), bytes(some.y)) << count;
+      EXPECT_EQ(bytes(part(all.dx, inputs)), bytes(some.dx)) << count;
+    }
+  }
+}
+
+TYPED_TEST(Matmul, OneByOneIsTheDefinitionToo) {
+  using T = TypeParam;
+  set_num_threads(2);
+  for (const LinearSize s : kLinearSizes) {
+    SCOPED_TRACE(testing::Message() << s.rows << " x " << s.inputs << " x " << s.outputs);
+    Linear<T> test(s);
+    test.rows = Rows::one_by_one;
+    test.run();
+    for (int64_t n = 0; n < s.rows; n++) {
+      for (int64_t o = 0; o < s.outputs; o++) {
+        const auto term = [&](int64_t i) {
+          return double{to_float(test.x[n * s.inputs + i])} *
+                 to_float(test.weight[o * s.inputs + i]);
+        };
+        expect_sum<T>(to_float(test.y[n * s.outputs + o]), to_float(test.bias[o]), s.inputs, term,
+                      "y");
+      }
+    }
   }
 }
 

@@ -98,19 +98,22 @@ TEST_P(GoldenModel, HasTheLogitsOfHuggingFace) {
   std::copy(golden_.weights.begin(), golden_.weights.end(), weights.tensor().as<float>());
   std::vector<int32_t> prompt = golden_.index.at("prompt");
   const auto length = static_cast<int64_t>(prompt.size());
-  const Tensor tokens(prompt.data(), DType::int32, {length});
   for (const auto& [chunk, piece] :
        {std::pair{64, length}, {7, length}, {64, int64_t{1}}, {4, 11}}) {
     Decoder decoder(golden_.config, weights.tensor(), chunk);
-    KvCache cache(golden_.config, length, DType::fp32);
+    KvPages pages(golden_.config, 4, DType::fp32);
+    KvSequence sequence(pages);
     const Buffer hidden(DType::fp32, {length, golden_.config.hidden_size});
     const Buffer logits(DType::fp32, {length, golden_.config.vocab_size});
     for (int64_t begin = 0; begin < length; begin += piece) {
       const int64_t end = std::min(length, begin + piece);
-      decoder.forward(tokens.slice(begin, end), cache, hidden.tensor().slice(begin, end));
+      const NewTokens part{&sequence, std::span(prompt).subspan(begin, end - begin), end - begin};
+      decoder.forward(std::span(&part, 1),
+                      piece == 1 ? kernels::Rows::one_by_one : kernels::Rows::in_tiles,
+                      hidden.tensor().slice(begin, end));
     }
     decoder.logits(logits.tensor(), hidden.tensor());
-    EXPECT_EQ(cache.length(), length);
+    EXPECT_EQ(sequence.length(), length);
     EXPECT_LT(
         relative_error(logits.tensor().as<float>(), golden_.logits.data(), logits.tensor().size()),
         kTolerance)

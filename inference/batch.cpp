@@ -1,0 +1,374 @@
+#include "inference/batch.h"
+
+#include <algorithm>
+
+#include "core/check.h"
+#include "core/range.h"
+#include "core/text.h"
+#include "core/thread_pool.h"
+
+namespace lockstep {
+namespace {
+
+// Small, so that little of the last one is empty and sharing begins early.
+constexpr int64_t kPageTokens = 16;
+
+// Prompts that together have up to so many tokens are computed at once: tiles of rows are full, and
+// those who run already do not wait long.
+constexpr int64_t kPromptTokens = 128;
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Special tokens in the prompt count as such. Nothing to continue: a new document.
+std::vector<int32_t> prompt_tokens(const std::string& prompt, const Tokenizer& tokenizer,
+                                   int64_t context_length) {
+  std::vector<int32_t> tokens = tokenizer.encode_with_special_tokens(prompt);
+  if (tokens.empty()) {
+    if (!tokenizer.end_of_text()) {
+      throw UsageError("the prompt is empty, and the model has no end-of-text token to start from");
+    }
+    tokens.push_back(*tokenizer.end_of_text());
+  }
+  const auto count = static_cast<int64_t>(tokens.size());
+  if (count > context_length) {
+    throw UsageError("the prompt has {} tokens; the model's context holds {}", count,
+                     context_length);
+  }
+  return tokens;
+}
+
+}  // namespace
+
+Batch::Running::Running(const GenerationRequest& of, Waiting waiting, KvSequence sequence,
+                        int64_t pages_needed)
+    : request(of),
+      index(waiting.index),
+      prompt_size(waiting.tokens.size()),
+      most(waiting.most),
+      pages(pages_needed),
+      tokens(std::move(waiting.tokens)),
+      text(of.options.stop, of.on_text) {
+  completion.finish_reason =
+      most < of.options.max_tokens ? FinishReason::context : FinishReason::length;
+  completion.statistics.prompt_tokens = static_cast<int64_t>(prompt_size);
+  completion.statistics.shared_tokens = sequence.length();
+  sequences.push_back(std::move(sequence));
+}
+
+Batch::Batch(const BatchModel& model, std::span<const GenerationRequest> requests,
+             const BatchLimits& limits, const std::function<void(size_t, Completion)>& on_done,
+             const std::function<bool()>& interrupted)
+    : model_(model),
+      requests_(requests),
+      limits_(limits),
+      on_done_(on_done),
+      interrupted_(interrupted),
+      buffers_(static_cast<size_t>(num_threads())) {
+  CHECK(limits.batch_size >= 1);
+  int64_t longest = 0;
+  for (size_t i = 0; i < requests.size(); i++) {
+    waiting_.push_back(wait(i));
+    longest = std::max(longest, waiting_.back().room);
+  }
+  // A GPU's kernels read sequences of one page.
+  const int64_t page_size = model.device == Device::cpu ? kPageTokens : round_up(longest, 4);
+  pages_ =
+      std::make_unique<KvPages>(model.decoder.config(), page_size, model.precision, model.device);
+  for (const Waiting& w : waiting_) {
+    const int64_t bytes = pages_for(w) * pages_->page_bytes();
+    if (bytes <= limits.kv_cache_bytes) continue;
+    throw UsageError(
+        "{}keys and values of {} tokens{} need {}, and --kv-cache-memory is {}: raise it, or lower "
+        "--max-tokens",
+        which(w.index), w.room, w.num_beams > 1 ? fmt::format(" in {} beams", w.num_beams) : "",
+        size_text(bytes), size_text(limits.kv_cache_bytes));
+  }
+}
+
+// Where there are several requests, the one that an error is about.
+std::string Batch::which(size_t index) const {
+  return requests_.size() > 1 ? fmt::format("prompt {}: ", index + 1) : "";
+}
+
+Batch::Waiting Batch::wait(size_t index) const {
+  const SamplingOptions& options = requests_[index].options;
+  const ModelConfig& config = model_.decoder.config();
+  try {
+    validate(options);
+    validate_tokens(options, model_.tokenizer.vocab_size());
+    std::vector<int32_t> tokens =
+        prompt_tokens(requests_[index].prompt, model_.tokenizer, config.context_length);
+    const auto size = static_cast<int64_t>(tokens.size());
+    // The last token needs no place: nothing is computed from it.
+    const int64_t most = std::min(config.context_length - size + 1, options.max_tokens);
+    return {index, std::move(tokens), most, size + most - 1, options.beams.num_beams};
+  } catch (const UsageError& error) {
+    throw UsageError("{}{}", which(index), error.what());
+  }
+}
+
+void Batch::run() {
+  while (!waiting_.empty() || !running_.empty()) {
+    while (const size_t count = admit()) compute_prompts(count);
+    if (!running_.empty()) compute_next();
+  }
+}
+
+// Pages that a request may come to need. Beams have the whole pages of the prompt in common.
+int64_t Batch::pages_for(const Waiting& waiting) const {
+  const int64_t common = static_cast<int64_t>(waiting.tokens.size()) / pages_->page_size();
+  return common + waiting.num_beams * (pages_->pages_for(waiting.room) - common);
+}
+
+// Pages that those who run may still take.
+int64_t Batch::outstanding_pages() const {
+  int64_t count = 0;
+  for (const auto& running : running_) count += running->pages - distinct_pages(running->sequences);
+  return count;
+}
+
+// Whether a request that has this sequence so far can run beside those who do.
+bool Batch::has_room(const Waiting& next, const KvSequence& sequence) const {
+  if (static_cast<int64_t>(running_.size()) == limits_.batch_size) return false;
+  const int64_t taken = pages_->in_use() + outstanding_pages();
+  const int64_t limit = limits_.kv_cache_bytes / pages_->page_bytes();
+  return taken + pages_for(next) - sequence.num_pages() <= limit;
+}
+
+// Takes up the next requests: as many as have room, and whose prompts go through the model
+// together. One that begins as another of them waits until it can share that one's pages.
+size_t Batch::admit() {
+  size_t count = 0;
+  const auto page_size = static_cast<size_t>(pages_->page_size());
+  std::vector<std::vector<int32_t>> first_pages;
+  for (int64_t rows = 0; !waiting_.empty(); count++) {
+    Waiting& next = waiting_.front();
+    KvSequence sequence(*pages_);
+    sequence.share(next.tokens);
+    rows += static_cast<int64_t>(next.tokens.size()) - sequence.length();
+    if (!has_room(next, sequence) || (count > 0 && rows > kPromptTokens)) break;
+    if (next.tokens.size() > page_size && sequence.length() == 0) {
+      std::vector<int32_t> first(next.tokens.begin(), next.tokens.begin() + page_size);
+      if (std::find(first_pages.begin(), first_pages.end(), first) != first_pages.end()) break;
+      first_pages.push_back(std::move(first));
+    }
+    const GenerationRequest& request = requests_[next.index];
+    const int64_t pages = pages_for(next);
+    running_.push_back(
+        std::make_unique<Running>(request, std::move(next), std::move(sequence), pages));
+    waiting_.pop_front();
+  }
+  return count;
+}
+
+// The prompts of the last `count` that run, and their first tokens.
+void Batch::compute_prompts(size_t count) {
+  const std::span<const std::unique_ptr<Running>> added = std::span(running_).last(count);
+  std::vector<NewTokens> batch;
+  for (const auto& running : added) {
+    KvSequence& sequence = running->sequences.front();
+    batch.push_back({&sequence, std::span(running->tokens).subspan(sequence.length())});
+  }
+  const std::span<const float> logits = forward(batch, kernels::Rows::in_tiles);
+  for (const auto& running : added) {
+    running->sequences.front().publish(running->tokens);
+    running->prompt_done = Clock::now();
+    running->completion.statistics.prompt_seconds = seconds_since(running->started);
+    if (!running->request.options.beams.on()) continue;
+    running->beams.emplace(
+        running->request.options, running->tokens, running->most,
+        [this, &of = *running](const Beam& beam, int32_t token) { return ends(of, beam, token); });
+  }
+  choose(added, logits);
+  for (const auto& running : added) {
+    running->completion.statistics.first_token_seconds = seconds_since(running->started);
+  }
+  remove_ended();
+}
+
+// The next token of all that run.
+void Batch::compute_next() {
+  std::vector<NewTokens> batch;
+  for (const auto& running : running_) {
+    for (size_t n = 0; n < running->sequences.size(); n++) {
+      const int32_t& last =
+          running->beams ? running->beams->beams()[n].tokens.back() : running->tokens.back();
+      batch.push_back({&running->sequences[n], std::span(&last, 1)});
+    }
+  }
+  const std::span<const float> logits = forward(batch, kernels::Rows::one_by_one);
+  const auto count = static_cast<int64_t>(running_.size());
+  const int64_t token_bytes = pages_->page_bytes() / pages_->page_size();
+  for (const auto& running : running_) {
+    GenerationStatistics& statistics = running->completion.statistics;
+    statistics.passes++;
+    statistics.passes_bytes += model_.pass_bytes / count;
+    for (const KvSequence& sequence : running->sequences) {
+      statistics.passes_bytes += token_bytes * sequence.length();
+    }
+  }
+  choose(running_, logits);
+  remove_ended();
+}
+
+// The logits (V) after each of the new tokens, one behind the other.
+std::span<const float> Batch::forward(std::span<const NewTokens> batch, kernels::Rows rows) {
+  const auto count = static_cast<int64_t>(batch.size());
+  const ModelConfig& config = model_.decoder.config();
+  if (count * config.vocab_size > logits_.tensor().size()) {
+    hidden_ = Buffer(model_.precision, {count, config.hidden_size}, model_.device);
+    logits_ = Buffer(DType::fp32, {count, config.vocab_size});
+  }
+  const Tensor hidden = hidden_.tensor().slice(0, count), logits = logits_.tensor().slice(0, count);
+  model_.decoder.forward(batch, rows, hidden);
+  model_.decoder.logits(logits, hidden);
+  return {logits.as<float>(), static_cast<size_t>(logits.size())};
+}
+
+void Batch::choose(std::span<const std::unique_ptr<Running>> running,
+                   std::span<const float> logits) {
+  for (const auto& r : running) {
+    GenerationStatistics& statistics = r->completion.statistics;
+    const int64_t pages = distinct_pages(r->sequences);
+    statistics.kv_cache_bytes = std::max(statistics.kv_cache_bytes, pages * pages_->page_bytes());
+    statistics.kv_cache_tokens = std::max(statistics.kv_cache_tokens, pages * pages_->page_size());
+  }
+  if (interrupted_ && interrupted_()) return interrupt();
+  const auto vocab_size = static_cast<size_t>(model_.decoder.config().vocab_size);
+  std::vector<std::span<const float>> own;  // logits of each
+  for (const auto& r : running) {
+    own.push_back(logits.first(r->sequences.size() * vocab_size));
+    logits = logits.subspan(own.back().size());
+  }
+  std::vector<int32_t> tokens(running.size());
+  parallel_for(static_cast<int64_t>(running.size()), 1, [&](int64_t n, int64_t) {
+    const Running& r = *running[n];
+    if (r.beams) return;
+    tokens[n] = sample(own[n].first(known()), {r.tokens, r.prompt_size}, r.request.options,
+                       r.request.stream_index, buffers_[thread_index()]);
+  });
+  for (size_t n = 0; n < running.size(); n++) {
+    if (running[n]->beams) {
+      advance(*running[n], own[n]);
+    } else {
+      take(*running[n], tokens[n], own[n]);
+    }
+  }
+}
+
+// Adds a token to the completion, or ends it.
+void Batch::take(Running& running, int32_t token, std::span<const float> logits) const {
+  Completion& completion = running.completion;
+  const SamplingOptions& options = running.request.options;
+  if (token == model_.tokenizer.end_of_text()) {
+    running.ended = FinishReason::end_of_text;
+    return;
+  }
+  completion.tokens.push_back(token);
+  running.tokens.push_back(token);
+  if (options.logprobs) {
+    completion.logprobs.push_back(
+        logprobs(logits, token, *options.logprobs, model_.tokenizer.vocab_size()));
+  }
+  if (running.text.push(model_.tokenizer.token_bytes(token))) {
+    running.ended = FinishReason::stop;
+  } else if (static_cast<int64_t>(completion.tokens.size()) == running.most) {
+    running.ended = completion.finish_reason;
+  }
+}
+
+// Whether a token ends the text of a beam.
+bool Batch::ends(const Running& running, const Beam& beam, int32_t token) const {
+  if (token == model_.tokenizer.end_of_text()) return true;
+  const std::vector<std::string>& stops = running.request.options.stop;
+  size_t longest = 0;
+  for (const std::string& stop : stops) longest = std::max(longest, stop.size());
+  std::string end(model_.tokenizer.token_bytes(token));
+  const size_t enough = end.size() + longest;
+  for (auto before = beam.tokens.rbegin(); before != beam.tokens.rend() && end.size() < enough;
+       ++before) {
+    end.insert(0, model_.tokenizer.token_bytes(*before));
+  }
+  return std::any_of(stops.begin(), stops.end(),
+                     [&](const std::string& stop) { return end.find(stop) != std::string::npos; });
+}
+
+// Lets the beams grow by a token. Those that continue the same one hold the same pages.
+void Batch::advance(Running& running, std::span<const float> logits) const {
+  running.beams->step(logits, known());
+  std::vector<KvSequence> next;
+  for (const Beam& beam : running.beams->beams()) {
+    next.push_back(running.sequences[beam.parent]);
+  }
+  running.sequences = std::move(next);
+  if (running.sequences.empty()) running.ended = running.completion.finish_reason;
+}
+
+ScoredText Batch::finished(const Running& running, EndedBeam beam) const {
+  ScoredText result{std::move(beam.tokens), "", running.completion.finish_reason, beam.score};
+  if (result.tokens.back() == model_.tokenizer.end_of_text()) {
+    result.finish_reason = FinishReason::end_of_text;
+    result.tokens.pop_back();
+  }
+  TextStream text(running.request.options.stop, nullptr);
+  for (const int32_t token : result.tokens) {
+    if (text.push(model_.tokenizer.token_bytes(token))) result.finish_reason = FinishReason::stop;
+  }
+  result.text = text.text();
+  return result;
+}
+
+// What beam search has found; interrupted, what it has until now.
+void Batch::finish_beams(Running& running) const {
+  Completion& completion = running.completion;
+  for (EndedBeam& beam : running.beams->best()) {
+    completion.beams.push_back(finished(running, std::move(beam)));
+  }
+  if (completion.beams.empty()) {
+    const Beam& best = running.beams->beams().front();
+    if (!best.tokens.empty()) {
+      completion.beams.push_back(finished(running, {best.tokens, best.score}));
+    }
+  }
+  if (completion.beams.empty()) return;
+  completion.tokens = completion.beams.front().tokens;
+  if (*running.ended != FinishReason::interrupted) {
+    running.ended = completion.beams.front().finish_reason;
+  }
+  for (const int32_t token : completion.tokens) {
+    if (running.text.push(model_.tokenizer.token_bytes(token))) break;
+  }
+}
+
+void Batch::hand_over(Running& running) {
+  Completion& completion = running.completion;
+  GenerationStatistics& statistics = completion.statistics;
+  if (running.beams) finish_beams(running);
+  running.text.finish();
+  completion.text = running.text.text();
+  completion.finish_reason = *running.ended;
+  completion.seconds = seconds_since(running.prompt_done);
+  statistics.passes_seconds = seconds_since(running.started) - statistics.first_token_seconds;
+  on_done_(running.index, std::move(completion));
+}
+
+void Batch::remove_ended() {
+  for (const auto& running : running_) {
+    if (running->ended) hand_over(*running);
+  }
+  std::erase_if(running_, [](const auto& running) { return running->ended.has_value(); });
+}
+
+void Batch::interrupt() {
+  for (const auto& running : running_) running->ended = FinishReason::interrupted;
+  for (const Waiting& waiting : waiting_) {
+    Completion none;
+    none.finish_reason = FinishReason::interrupted;
+    on_done_(waiting.index, none);
+  }
+  waiting_.clear();
+}
+
+}  // namespace lockstep
