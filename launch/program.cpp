@@ -30,7 +30,7 @@ const std::vector<Command>& commands() {
       {"generate", "let a model continue a prompt", on_one, run_generate},
       {"evaluate", "score a model on a dataset: loss, perplexity, bits a byte", on_all_workers,
        run_evaluate},
-      {"checkpoint", "list, inspect, verify, compare, export or import checkpoints",
+      {"checkpoint", "list, inspect, verify, compare, export, import or quantize checkpoints",
        checkpoint_is_collective, run_checkpoint},
       {"doctor", "what this machine has, what that means for training, what to mend",
        on_all_workers, run_doctor},

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <thread>
 
 #include "trainer/trainer.h"
 
@@ -31,25 +32,37 @@ void on_signal(int number) {
     first_signal = number;
     request_stop();
   } else if (now_ms() - first > kSameRequestMs) {
-    signal(number, SIG_DFL);
-    raise(number);
+    end_by_signal(number);
   }
 }
 
 }  // namespace
 
+// No handler: the frame of one would stand on the stack of a thread that computes, and generated
+// code of oneDNN's products keeps values below the stack pointer, further than a handler spares
+// (seen: a training crashed or computed nonsense at a signal). So all threads block the signals, as
+// they do who are started from here on, and one of its own waits for them.
 void stop_on_signals() {
-  struct sigaction action {};
-  action.sa_handler = on_signal;
-  action.sa_flags = SA_RESTART;
-  sigemptyset(&action.sa_mask);
-  for (const int number : {SIGTERM, SIGINT, SIGUSR1}) sigaction(number, &action, nullptr);
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int number : {SIGTERM, SIGINT, SIGUSR1}) sigaddset(&signals, number);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::thread([signals] {
+    while (true) {
+      int number = 0;
+      if (sigwait(&signals, &number) == 0) on_signal(number);
+    }
+  }).detach();
 }
 
 int stop_signal() { return first_signal; }
 
 void end_by_signal(int number) {
   signal(number, SIG_DFL);
+  sigset_t one;
+  sigemptyset(&one);
+  sigaddset(&one, number);
+  pthread_sigmask(SIG_UNBLOCK, &one, nullptr);
   raise(number);
   std::_Exit(128 + number);
 }

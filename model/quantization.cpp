@@ -39,8 +39,8 @@ void validate(const Quantization& quantization, const ModelConfig& config) {
   for (const Parameter& parameter : table.parameters()) {
     if (!is_quantized(parameter) || parameter.shape[1] % size == 0) continue;
     const std::vector<int64_t> sizes = sizes_that_fit(table);
-    throw UsageError("groups of {} do not divide the {} inputs of {}; {}", size, parameter.shape[1],
-                     parameter.name,
+    throw UsageError("--group-size {} does not divide the {} inputs of {}; {}", size,
+                     parameter.shape[1], parameter.name,
                      sizes.empty() ? "no size does for this model"
                                    : fmt::format("groups of {} do", fmt::join(sizes, ", ")));
   }

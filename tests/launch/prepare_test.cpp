@@ -2,8 +2,10 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "launch/command.h"
 #include "launch/signals.h"
@@ -35,7 +37,8 @@ TEST_F(PrepareCommand, RemovesTheUnfinishedDatasetBeforeASignalEndsIt) {
     EXPECT_EXIT(
         {
           stop_on_signals();
-          raise(number);
+          kill(getpid(), number);
+          while (stop_signal() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
           run_prepare(arguments(), nullptr);
         },
         ::testing::KilledBySignal(number), "stopped; nothing is left of .*dataset");

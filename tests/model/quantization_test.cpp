@@ -49,9 +49,10 @@ TEST(Quantization, SizesThatDoNotFitAreNamed) {
   const ModelConfig config = config_of(Family::llama, 128, 352);  // 352 = 32 * 11
   EXPECT_EQ(refusal({8, 32}, config), "");
   EXPECT_EQ(refusal({4, 32}, config), "");
-  EXPECT_EQ(refusal({4, 128}, config),
-            "groups of 128 do not divide the 352 inputs of layers.0.ffn.down.weight; groups of 32 "
-            "do");
+  EXPECT_EQ(
+      refusal({4, 128}, config),
+      "--group-size 128 does not divide the 352 inputs of layers.0.ffn.down.weight; groups of 32 "
+      "do");
   EXPECT_THAT(refusal({4, 100}, config), HasSubstr("32, 64 or a multiple of 128"));
   EXPECT_THAT(refusal({4, 0}, config), HasSubstr("32, 64 or a multiple of 128"));
   EXPECT_THAT(refusal({3, 32}, config), HasSubstr("8 bits or 4, and not 3"));

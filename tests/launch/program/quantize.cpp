@@ -111,7 +111,7 @@ TEST_F(Quantize, WrongUsage) {
   expect_error(quantize({"--bits", "8"}), 2, {"--output"});
   expect_error(quantize({"--bits", "8", "--output", eight_bits()}), 2, {"eight.h5 exists"});
   expect_error(quantize({"--bits", "8", "--output", out}), 2,
-               {"groups of 128 do not divide the 32 inputs of layers.0.attention.qkv.weight",
+               {"--group-size 128 does not divide the 32 inputs of layers.0.attention.qkv.weight",
                 "groups of 32 do"});
   expect_error(quantize({"--bits", "8", "--group-size", "100", "--output", out}), 2,
                {"groups of 100", "32, 64 or a multiple of 128"});

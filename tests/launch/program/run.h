@@ -39,6 +39,8 @@ class Process {
   bool running();  // false once it has ended
   Result wait();
 
+  pid_t id() const { return pid_; }
+
  private:
   std::filesystem::path folder_;  // of what it prints
   pid_t pid_ = -1;

@@ -5,6 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "tests/launch/program/world.h"
 
 namespace lockstep::black_box {
@@ -92,6 +94,37 @@ TEST_P(Stop, SavesAndGoesOn) {
   const Result diff = run({"checkpoint", "diff", whole, stopped});
   EXPECT_EQ(diff.code, 0) << diff.out << diff.err;
   EXPECT_EQ(lines_of(read_text(stopped / "metrics.jsonl")).size(), static_cast<size_t>(kSteps));
+}
+
+// Of a thread's status in /proc: whether its set of signals `field` has this one.
+bool has_signal(const std::string& status, const std::string& field, int number) {
+  const size_t at = status.find(field + ":");
+  if (at == std::string::npos) throw std::runtime_error(field + " is missing");
+  return std::stoull(status.substr(at + field.size() + 1), nullptr, 16) >> (number - 1) & 1;
+}
+
+// No signal has a handler, whose frame would stand on the stack of a thread that computes, and only
+// the thread that waits for them takes any (launch/signals.cpp).
+TEST(Signals, ReachNoThreadThatComputes) {
+  NarrowPipe errors(world.path("errors"));
+  Arguments with_threads = arguments(world.path("signals"));
+  *std::next(std::find(with_threads.begin(), with_threads.end(), "--threads")) = "3";
+  Process process(with_threads, {.errors_file = world.path("errors")});
+  while (process.running() && errors.text.find(" 3/120 ") == std::string::npos) errors.read();
+  for (const int number : {SIGTERM, SIGINT, SIGUSR1}) {
+    int threads = 0, takers = 0;
+    for (const auto& task : fs::directory_iterator(fmt::format("/proc/{}/task", process.id()))) {
+      const std::string status = read_text(task.path() / "status");
+      EXPECT_FALSE(has_signal(status, "SigCgt", number)) << status;
+      takers += has_signal(status, "SigBlk", number) ? 0 : 1;
+      threads++;
+    }
+    EXPECT_GE(threads, 4);
+    EXPECT_EQ(takers, 1) << "of " << threads << " threads, signal " << number;
+  }
+  process.signal(SIGTERM);
+  while (process.running()) errors.read();
+  EXPECT_EQ(process.wait().code, 75);
 }
 
 // While a run goes on, another in its folder would destroy what it writes.
