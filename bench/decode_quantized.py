@@ -74,7 +74,8 @@ def write_model(folder, args, tokenizer):
     (folder / "tokenizer.json").write_text(tokenizer.read_text())
 
 
-def make_models(args, folder):
+def make_models(args, folder, keep_source=False):
+    """The checkpoints by weights; the Hugging Face folder is folder/hf."""
     (folder / "text.txt").write_text("A text.\n" * 50)
     run([args.program, "prepare", "--input", folder / "text.txt", "--output", folder / "data",
          "--tokenizer", "bytes"])
@@ -83,7 +84,8 @@ def make_models(args, folder):
     write_model(hugging_face, args, folder / "data" / "tokenizer.json")
     whole = folder / "whole.h5"
     run([args.program, "checkpoint", "import", hugging_face, "--output", whole])
-    (hugging_face / "model.safetensors").unlink()
+    if not keep_source:
+        (hugging_face / "model.safetensors").unlink()
     models = {"fp32": whole}
     for bits in ("8", "4"):
         models[f"{bits} bits"] = folder / f"{bits}.h5"
