@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Lockstep's training step against PyTorch's on this machine, in turn; see train_cpu.sh.
 
-Each pair runs both sides one after the other, as whole processes, and compares the median step
-after a warm-up. Prints a table of medians and of the ratio PyTorch / Lockstep pair by pair.
+Each round runs the sides one after the other, as whole processes, and compares the median step
+after a warm-up, and the most memory that a side had in use. Prints a table of medians, and of the
+ratio PyTorch / Lockstep round by round.
 """
 import argparse
 import datetime
@@ -24,35 +25,50 @@ MODELS = {
 FOLDER = pathlib.Path(__file__).resolve().parent
 
 
+def measured(command):
+    """Standard output of a command, and the most memory that it had in use, in MiB; its errors are
+    ours."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        errors.seek(0)
+        if process.returncode != 0:
+            sys.exit(f"{errors.read()[-2000:]}{command[0]} failed with exit code "
+                     f"{process.returncode}")
+        return out.read(), usage.ru_maxrss / 1024
+
+
 def output_of(command):
-    """Standard output of a command; its errors are ours."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{done.stderr[-2000:]}{command[0]} failed with exit code {done.returncode}")
-    return done.stdout
+    return measured(command)[0]
 
 
 def lockstep(args, dataset, shape):
+    """Seconds a step, and MiB."""
     layers, width, heads, _, batch, context, steps, warmup = shape
     with tempfile.TemporaryDirectory() as folder:
         run = pathlib.Path(folder) / "run"
-        output_of([args.program, "train", "--data", dataset, "--run", run, "--layers", layers,
-                   "--hidden-size", width, "--heads", heads, "--context-length", context,
-                   "--batch-size", batch, "--micro-batch-size", batch,
-                   "--steps", steps + warmup, "--learning-rate", 1e-4,
-                   "--precision", args.precision, "--threads", args.threads, "--log-every", 1])
+        _, memory = measured([
+            args.program, "train", "--data", dataset, "--run", run, "--layers", layers,
+            "--hidden-size", width, "--heads", heads, "--context-length", context,
+            "--batch-size", batch, "--micro-batch-size", batch, "--steps", steps + warmup,
+            "--learning-rate", 1e-4, "--precision", args.precision, "--threads", args.threads,
+            "--log-every", 1])
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return statistics.median(line["step_seconds"] for line in lines[warmup:])
+    return statistics.median(line["step_seconds"] for line in lines[warmup:]), memory
 
 
-def pytorch(args, shape):
+def pytorch(args, shape, mode):
+    """Seconds a step, and MiB."""
     layers, width, heads, vocabulary, batch, context, steps, warmup = shape
     command = [args.python, FOLDER / "train_pytorch.py", "--layers", layers,
                "--hidden-size", width, "--heads", heads, "--vocab-size", vocabulary,
                "--context-length", context, "--batch-size", batch, "--steps", steps, "--warmup",
                warmup, "--threads", args.threads, "--precision", args.precision]
-    command += ["--compile"] if args.compile else []
-    return json.loads(output_of(command).splitlines()[-1])["step_seconds"]
+    command += ["--compile"] if mode == "compiled" else []
+    output, memory = measured(command)
+    return json.loads(output.splitlines()[-1])["step_seconds"], memory
 
 
 def prepare(args, vocabulary):
@@ -81,18 +97,24 @@ def heading(args):
     torch = output_of([args.python, "-c", "import torch; print(torch.__version__)"]).strip()
     return (f"{datetime.date.today()}, commit {commit()}, {machine()}. {args.precision}, "
             f"{args.threads} threads, PyTorch {torch}; seconds a step, "
-            f"medians; pairs of runs: {args.pairs}.")
+            f"medians; rounds: {args.pairs}.")
 
 
-def measured_row(args, name):
+def measured_rows(args, name):
     shape = MODELS[name]
     dataset = prepare(args, shape[3])
-    pairs = [(lockstep(args, dataset, shape), pytorch(args, shape)) for _ in range(args.pairs)]
-    ours, theirs = (statistics.median(side) for side in zip(*pairs))
-    ratios = sorted(b / a for a, b in pairs)
-    spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-    return (f"| {name:5} | {ours:8.4f} | {theirs:16.4f} | {spread:24} | "
-            f"{shape[4] * shape[5] / ours:17.0f} |")
+    rounds = []
+    for _ in range(args.pairs):
+        ours = lockstep(args, dataset, shape)
+        rounds.append((ours, {mode: pytorch(args, shape, mode) for mode in args.modes}))
+    for mode in args.modes:
+        pairs = [(*ours, *theirs[mode]) for ours, theirs in rounds]
+        seconds, memory, their_seconds, their_memory = (
+            statistics.median(side) for side in zip(*pairs))
+        ratios = sorted(pair[2] / pair[0] for pair in pairs)
+        spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+        yield (f"| {name:5} | {mode:8} | {seconds:8.4f} | {their_seconds:8.4f} | {spread:24} | "
+               f"{shape[4] * shape[5] / seconds:17.0f} | {memory:.0f} / {their_memory:.0f} MiB |")
 
 
 def main():
@@ -103,7 +125,8 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--compile", action="store_true", help="PyTorch compiled, not eager")
+    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"],
+                        default=["eager", "compiled"], help="of PyTorch")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=pathlib.Path, help="a file that gets the table too")
@@ -117,11 +140,13 @@ def main():
 
     say(heading(args))
     say("")
-    side = "PyTorch compiled" if args.compile else "PyTorch eager"
-    say(f"| model | Lockstep | {side:16} | PyTorch / Lockstep       | Lockstep tokens/s |")
-    say("|-------|---------:|-----------------:|--------------------------|------------------:|")
+    say("| model | PyTorch  | Lockstep |  PyTorch | PyTorch / Lockstep       | Lockstep tokens/s | "
+        "memory, both |")
+    say("|-------|----------|---------:|---------:|--------------------------|------------------:|"
+        "-------------|")
     for name in args.models:
-        say(measured_row(args, name))
+        for row in measured_rows(args, name):
+            say(row)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         with args.output.open("a") as file:

@@ -2,8 +2,9 @@
 # Measures the training step on the CPU against PyTorch's, in turn on this machine, and prints a
 # Markdown table.
 #
-#   bench/train_cpu.sh [--models 0.9M 4M 12M 124M] [--precision fp32|bf16] [--compile] [--pairs N]
-#                      [--threads N] [--output FILE]      --output also appends the table to FILE
+#   bench/train_cpu.sh [--models 0.9M 4M 12M 124M] [--precision fp32|bf16] [--pairs N]
+#                      [--modes eager compiled] [--threads N] [--output FILE]
+#                                                        --output also appends the table to FILE
 #
 # Without LOCKSTEP_BENCH_PYTHON, a Python that has PyTorch 2, it installs PyTorch into a virtual
 # environment outside the tree (LOCKSTEP_BENCH, default ~/.cache/lockstep/bench). The package index
