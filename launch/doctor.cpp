@@ -1,9 +1,11 @@
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "checkpoints/checkpoint.h"
 #include "core/thread_pool.h"
 #include "kernels/machine.h"
 #include "kernels/matmul.h"
+#include "launch/allocation.h"
 #include "launch/command.h"
 #include "launch/findings.h"
 #include "launch/gpus.h"
@@ -19,7 +21,7 @@ namespace {
 using nlohmann::json;
 
 // What one worker knows and measures. All workers measure at the same time, as they will train.
-json examine(MpiSession& session, const std::filesystem::path& folder) {
+json examine(MpiSession& session, const Job& job) {
   const Machine machine = this_machine();
   const int threads = share_of_cores(machine, session).threads;
   set_num_threads(threads);
@@ -56,15 +58,7 @@ json examine(MpiSession& session, const std::filesystem::path& folder) {
   if (session.size() > 1) {
     worker["all_reduce_bytes_per_second"] = all_reduce_rate(session.world());
   }
-  worker["disk_folder"] = folder.string();
-  if (session.rank() == 0) {
-    worker["disk_free_bytes"] = space_bytes(folder);
-    try {
-      worker["disk_bytes_per_second"] = disk_rate(folder);
-    } catch (const DataError& error) {
-      worker["disk_error"] = error.what();
-    }
-  }
+  examine_allocation(worker, session, job);
   return worker;
 }
 
@@ -160,6 +154,7 @@ void print_hosts(const json& workers) {
     const int threads = worker["threads"];
     line("  workers", fmt::format("{}, {} thread{}{}", count, threads, threads == 1 ? "" : "s",
                                   count > 1 ? " each" : ""));
+    if (workers.size() > count) line("  network", interfaces_text(worker));
     print_gpus(here);
   }
 }
@@ -245,17 +240,25 @@ void print_findings(const std::vector<Finding>& findings) {
 
 ExitCode run_doctor(const Arguments& arguments, MpiSession* session) {
   bool as_json = false;
+  Job job;
   OptionTable table(
       "lockstep doctor", "[OPTION]...",
       "Tells what this machine has and measures what it achieves, what that means "
       "for training, and what\nis wrong with the command that mends it. Under mpirun, "
       "for all workers together. Exit code 4 when\nsomething will not work.");
+  table.group("Job");
+  table.add("data", path(job.data, "DATASET"),
+            "also whether all hosts have this dataset, and the same");
+  table.add(
+      "run", path(job.run, "DIR"),
+      "also whether all hosts share this run folder's place; its disk is measured, instead of "
+      "that of the folder where doctor was started");
   table.group("Output");
   table.add("json", flag(as_json), "one JSON object instead of text");
   if (wants_help(arguments)) return show_help(table, session);
   table.parse(arguments);
 
-  const json mine = examine(*session, std::filesystem::current_path());
+  const json mine = examine(*session, job);
   const auto all = session->world().gather(mine.dump());
   double fatal = 0;
   if (session->rank() == 0) {
@@ -270,6 +273,7 @@ ExitCode run_doctor(const Arguments& arguments, MpiSession* session) {
       print_hosts(workers);
       print_libraries(workers[0]);
       print_rates(workers);
+      fmt::print("{}", links_text(workers));
       print_meaning(workers);
       print_findings(findings);
     }

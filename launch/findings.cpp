@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "comm/mpi_session.h"
+#include "launch/allocation.h"
 #include "launch/gpus.h"
 #include "launch/text.h"
 #include "launch/worker_gpus.h"
@@ -121,20 +122,6 @@ void find_between_workers(const json& workers, std::vector<Finding>& findings) {
   }
 }
 
-void find_on_disk(const json& worker, std::vector<Finding>& findings) {
-  if (worker.contains("disk_error")) {
-    findings.push_back({true, worker["disk_error"],
-                        "change to a folder of yours; datasets and runs are written there"});
-  } else if (worker["disk_free_bytes"].get<int64_t>() < 2048 * kMiB) {
-    findings.push_back({false,
-                        fmt::format("only {} are free in {}: a checkpoint of GPT-2 124M takes 1.4 "
-                                    "GiB",
-                                    size_text(worker["disk_free_bytes"]),
-                                    worker["disk_folder"].get<std::string>()),
-                        "make room, or put --run on another disk"});
-  }
-}
-
 }  // namespace
 
 std::vector<Finding> find_problems(const json& workers) {
@@ -144,7 +131,7 @@ std::vector<Finding> find_problems(const json& workers) {
   for (const json& worker : workers) hosts[worker["host"].get<std::string>()].push_back(worker);
   for (const auto& [host, here] : hosts) find_in_host(host, here, findings);
   find_between_workers(workers, findings);
-  find_on_disk(workers[0], findings);
+  find_in_allocation(workers, findings);
   return findings;
 }
 

@@ -240,13 +240,5 @@ TEST(Findings, HostsThatDiffer) {
   expect_one(workers, "different instructions", "one kind", false);
 }
 
-TEST(Findings, TheDiskOfTheFirstWorker) {
-  json workers = two_workers();
-  workers[0]["disk_free_bytes"] = 2 * kGiB - 1;
-  expect_one(workers, "are free in /data", "--run", false);
-  workers[0]["disk_error"] = "/data: cannot be written: Read-only file system";
-  expect_one(workers, "Read-only", "folder", true);
-}
-
 }  // namespace
 }  // namespace lockstep::launch
