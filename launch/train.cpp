@@ -12,6 +12,7 @@
 #include "launch/memory_check.h"
 #include "launch/run_lock.h"
 #include "launch/same_tokenizer.h"
+#include "launch/staging.h"
 #include "launch/text.h"
 #include "launch/train_options.h"
 #include "trainer/trainer.h"
@@ -162,6 +163,7 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
     return ExitCode::done;
   }
   if (first && device == Device::cpu) say_precision(asked, config.precision);
+  if (!options.stage.empty()) config.data = stage(options.data, options.stage, *session);
   const std::string obstacle = attention_obstacle(config);
   if (first && !obstacle.empty()) spdlog::info("attention by our own kernels: {}", obstacle);
   const auto nccl = device_communicator(device, world, options.collective_timeout_s);

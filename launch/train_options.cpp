@@ -202,6 +202,9 @@ void add_machine_options(OptionTable& table, TrainOptions& o) {
 
   table.group("Machine");
   add_machine_options(table, o.machine);
+  table.add("stage", path(o.stage, "DIR"),
+            "copy the dataset to DIR on each host, unless it is there already, and read it there",
+            InConfigFile::no);
   table.add("collective-timeout", real(o.collective_timeout_s, kPositive),
             "seconds that a worker waits for the others before the run ends with exit code 4 "
             "(default 600)",

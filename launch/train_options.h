@@ -11,7 +11,7 @@ namespace lockstep::launch {
 
 // What may be said to `lockstep train`. Empty: not said, filled in by resolve_train.
 struct TrainOptions {
-  std::filesystem::path config, data, run, initialize_from;
+  std::filesystem::path config, data, run, initialize_from, stage;
   bool fresh = false, dry_run = false;
   std::string predict;  // of known_gpus(); empty: nothing
   int64_t steps = 1000;

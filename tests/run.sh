@@ -5,6 +5,8 @@
 #   tests/run.sh LABEL        one kind: unit, mpi, crash, launch; where nvcc is also emulated (the CUDA
 #                             side on the CPU) and gpu (skipped without one)
 #   tests/run.sh determinism  the same bits in every combination of workers and threads; half an hour
+#   tests/run.sh cluster      the batch scripts on a Slurm cluster and training over two hosts, both made
+#                             of this machine, as root; installs Slurm; three minutes
 #   tests/run.sh sanitize     the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,10 +31,11 @@ fi
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
 
+[ "$label" != cluster ] || launch/setup.sh slurm-wlm munge iproute2 procps
 launch/build.sh "$folder" "${options[@]}"
 
 selection=()
 [ -z "$label" ] || selection=(--label-regex "^${label}\$")
-[ "$label" != determinism ] || selection+=(--build-config determinism)
+case $label in determinism | cluster) selection+=(--build-config "$label") ;; esac
 ctest --test-dir "$folder" --output-on-failure --no-tests=error --parallel "$(nproc)" \
   "${selection[@]}"

@@ -1,0 +1,204 @@
+#!/usr/bin/env bash
+# Trains under mpirun, through lost workers and lost hosts: a job that ends by one, or hangs, is started
+# again from its newest good checkpoint, on the hosts that still answer and on the largest number of
+# workers that the run can have there. The bits are those of an undisturbed run. Put it before the
+# command, which must say -np and, for several hosts, --host or --hostfile with slots:
+#
+#   launch/resilient.sh [--restarts 10] [--hang 1800] \
+#     mpirun -np 8 --hostfile hosts lockstep train --data DATASET --run RUN ...
+#
+# --restarts N: gives up after so many. --hang SECONDS: a job that finishes no step for so long is ended;
+# choose more than its longest evaluation. USR1, TERM and INT stop the training as USR1 does (exit code
+# 75). Exit codes are those of lockstep: 2, 3 and 75 are never started again, 4 says that it gave up.
+set -uo pipefail
+
+say() { echo "resilient.sh: $*" >&2; }
+usage() {
+  say "$*"
+  exit 2
+}
+
+restarts=10 hang=1800
+while [[ ${1:-} == --* ]]; do
+  [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || usage "$1 needs a number above 0"
+  case $1 in
+    --restarts) restarts=$2 ;;
+    --hang) hang=$2 ;;
+    *) usage "there is no option $1; there are --restarts and --hang, and the command follows" ;;
+  esac
+  shift 2
+done
+
+# Hosts and their slots, from "a:2,b:2" or from the lines "a slots=2" of a file.
+hosts=() slots=()
+add_host() {
+  hosts+=("${1%%:*}")
+  if [[ $1 == *:* ]]; then slots+=("${1##*:}"); else slots+=(1); fi
+}
+read_hostfile() {
+  [ -r "$1" ] || usage "the hostfile $1 cannot be read"
+  local host rest
+  while read -r host rest; do
+    [[ -z $host || $host == \#* ]] && continue
+    [[ $rest =~ slots=([0-9]+) ]] || usage "$1: say how many workers $host may have: $host slots=N"
+    add_host "$host:${BASH_REMATCH[1]}"
+  done <"$1"
+}
+
+# The command: mpirun and its options, without those that a restart may change; lockstep train and its.
+launcher=() workers='' listed=''
+while [ $# -gt 0 ] && [ "${2:-}" != train ]; do
+  case $1 in
+    -np | -n | --np) workers=${2:-} && shift ;;
+    -host | --host | -H)
+      IFS=, read -ra listed <<<"${2:-}"
+      for host in "${listed[@]}"; do add_host "$host"; done
+      shift
+      ;;
+    -hostfile | --hostfile | -machinefile | --machinefile) read_hostfile "${2:-}" && shift ;;
+    *) launcher+=("$1") ;;
+  esac
+  shift
+done
+[ $# -gt 0 ] || usage "a command is needed: mpirun -np N ... lockstep train ..."
+program=$1
+shift 2
+[[ $workers =~ ^[1-9][0-9]*$ ]] || usage "say how many workers: mpirun -np N ..."
+wanted=$workers
+
+# The value of an option of train: of the command, or as the run has it.
+option() {
+  local name=$1 value='' word previous=''
+  shift
+  for word in "$@"; do
+    [ "$previous" = "--$name" ] && value=$word
+    [[ $word == --$name=* ]] && value=${word#*=}
+    previous=$word
+  done
+  [ -n "$value" ] || value=$(sed -nE "s/^$name = ([^ ]+).*/\1/p" "${run:+$run/run.cfg}" 2>/dev/null)
+  echo "$value"
+}
+run=$(run='' option run "$@")
+[ -n "$run" ] || usage "say where it trains: --run RUN"
+
+# A host that was cut off ends mpirun after some seconds; by default it would wait for good.
+export OMPI_MCA_oob_tcp_keepalive_time=${OMPI_MCA_oob_tcp_keepalive_time:-3}
+export OMPI_MCA_oob_tcp_keepalive_intvl=${OMPI_MCA_oob_tcp_keepalive_intvl:-1}
+export OMPI_MCA_oob_tcp_keepalive_probes=${OMPI_MCA_oob_tcp_keepalive_probes:-3}
+
+host_list() {
+  local i list=()
+  for i in "${!hosts[@]}"; do list+=("${hosts[i]}:${slots[i]}"); done
+  (IFS=, && echo "${list[*]}")
+}
+
+last_step() {
+  local step
+  step=$(tail -n 1 "$run/metrics.jsonl" 2>/dev/null | sed -nE 's/.*"step":([0-9]+).*/\1/p')
+  echo "${step:-0}"
+}
+
+# Ends mpirun and the workers of this host, which it does not always do itself.
+end_job() {
+  local children
+  children=$(pgrep -P "$1")
+  kill -TERM "$1"
+  for _ in {1..10}; do
+    kill -0 "$1" 2>/dev/null || break
+    sleep 1
+  done
+  kill -KILL "$1" $children 2>/dev/null
+}
+
+# Seconds since the last step, or since the job began.
+idle_seconds() {
+  local last
+  last=$(stat -c %Y "$run/metrics.jsonl" 2>/dev/null || echo 0)
+  echo $(($(date +%s) - (last > began ? last : began)))
+}
+
+# Runs the job to its end; sets `code`.
+job=
+run_job() {
+  local on=() began
+  [ ${#hosts[@]} -eq 0 ] || on=(--host "$(host_list)")
+  began=$(date +%s)
+  "${launcher[@]}" -np "$workers" "${on[@]}" "$program" train "$@" &
+  job=$!
+  while kill -0 "$job" 2>/dev/null; do
+    sleep 1 &
+    wait -n "$job" $! 2>/dev/null
+    if [ "$(idle_seconds)" -gt "$hang" ]; then
+      say "no step for $hang seconds: the job hangs, and is ended"
+      end_job "$job" 2>/dev/null
+    fi
+  done
+  wait "$job"
+  code=$?
+}
+
+stopping=
+stop() {
+  stopping=yes
+  kill -USR1 "$job" 2>/dev/null
+}
+trap stop USR1 TERM INT
+
+# Takes the hosts that do not answer off the list; says which.
+lost=()
+drop_lost_hosts() {
+  local i kept=() kept_slots=()
+  lost=()
+  for i in "${!hosts[@]}"; do
+    if timeout -k 2 20 "${launcher[@]}" --host "${hosts[i]}" -np 1 true >/dev/null 2>&1; then
+      kept+=("${hosts[i]}") kept_slots+=("${slots[i]}")
+    else
+      lost+=("${hosts[i]}")
+    fi
+  done
+  hosts=("${kept[@]}") slots=("${kept_slots[@]}")
+}
+
+# The largest number of workers that the hosts hold and the run can have; 0: none.
+choose_workers() {
+  local most=$wanted total=0 shares count
+  if [ ${#slots[@]} -gt 0 ]; then
+    for count in "${slots[@]}"; do total=$((total + count)); done
+    most=$((total < wanted ? total : wanted))
+  fi
+  shares=$(option virtual-workers "$@")
+  for ((workers = most; ${shares:-$wanted} % workers != 0; workers--)); do :; done
+}
+
+pause=1 failed_at=
+for ((attempt = 0; ; attempt++)); do
+  run_job "$@"
+  case $code in 0 | 2 | 3 | 75) exit $code ;; esac
+  case $code in
+    4) reason="a worker failed, or waited in vain for another" ;;
+    137) reason="a worker was killed (out of memory?), or mpirun was" ;;
+    205) reason="a host was lost" ;;
+    *) reason="mpirun ended with code $code" ;;
+  esac
+  step=$(last_step)
+  say "ended at step $step: $reason"
+  [ -z "$stopping" ] || exit 4
+  [ $attempt -lt "$restarts" ] || { say "given up after $restarts restarts"; exit 4; }
+
+  had=${#hosts[@]}
+  drop_lost_hosts
+  for host in "${lost[@]}"; do say "$host does not answer any more, and is left out"; done
+  [ "$had" -eq 0 ] || [ ${#hosts[@]} -gt 0 ] || { say "no host is left"; exit 4; }
+  if [ "$step" = "$failed_at" ] && [ ${#lost[@]} -eq 0 ]; then
+    say "it ended at the same step as before, though every host answers: started again it would" \
+      "end there again; look at the first error above"
+    exit 4
+  fi
+  failed_at=$step
+  choose_workers "$@"
+  say "starts again in $pause s, on $workers workers${hosts[0]:+ of ${hosts[*]}}"
+  sleep "$pause" &
+  wait $!
+  [ -z "$stopping" ] || exit 75
+  pause=$((pause < 128 ? 2 * pause : 256))
+done

@@ -1,0 +1,100 @@
+# What the batch scripts of this folder share; they source it. Settings of your cluster that hold for
+# all of them (modules, network interfaces) belong here: README.md says which.
+
+fail() {
+  echo "${SLURM_JOB_NAME:-lockstep}: $*" >&2
+  exit 2
+}
+
+for name in SLURM_JOB_ID SLURM_JOB_NUM_NODES SLURM_CPUS_ON_NODE SLURMD_NODENAME; do
+  [ -n "${!name:-}" ] || fail "$name is not set: submit this script with sbatch"
+done
+command -v lockstep >/dev/null ||
+  fail "lockstep is not on the job's PATH: extend PATH before sbatch, or in ${BASH_SOURCE[0]}"
+
+# The job's own number: of an array, SLURM_JOB_ID is sometimes the whole one's.
+job=$SLURM_JOB_ID
+[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
+# Sockets that the CPUs granted on this node fill.
+sockets() {
+  local node total
+  node=$(scontrol show node --oneliner "$SLURMD_NODENAME")
+  [[ $node =~ \ CPUTot=([0-9]+) ]] && total=${BASH_REMATCH[1]}
+  [[ $node =~ \ Sockets=([0-9]+) ]] || fail "scontrol does not know the node $SLURMD_NODENAME"
+  echo $(((SLURM_CPUS_ON_NODE * BASH_REMATCH[1] + total - 1) / total))
+}
+
+# Sets `launcher`, the words that start a job's workers: as many as sbatch was told (--ntasks,
+# --ntasks-per-node), else one a GPU, else one a socket; each with its share of the CPUs.
+choose_launcher() {
+  local each=${SLURM_GPUS_ON_NODE:-} cpus=${SLURM_CPUS_PER_TASK:-}
+  if [ -n "${SLURM_NTASKS:-}" ]; then
+    each=$(((SLURM_NTASKS + SLURM_JOB_NUM_NODES - 1) / SLURM_JOB_NUM_NODES))
+  fi
+  [ -n "$each" ] || each=$(sockets)
+  : "${cpus:=$((SLURM_CPUS_ON_NODE / each > 0 ? SLURM_CPUS_ON_NODE / each : 1))}"
+  local workers=${SLURM_NTASKS:-$((each * SLURM_JOB_NUM_NODES))}
+  if srun --mpi=list 2>&1 | grep -q pmix; then
+    launcher=(srun --mpi=pmix --wait=60 --ntasks="$workers" --ntasks-per-node="$each"
+      --cpus-per-task="$cpus")
+  else
+    launcher=(mpirun -np "$workers" --map-by "ppr:$each:node" --bind-to none)
+  fi
+}
+
+# The value of an option among arguments: value_of --run "$@"
+value_of() {
+  local name=$1 value=
+  while shift && [ $# -gt 0 ]; do
+    case $1 in
+      "$name") value=${2:-} ;;
+      "$name"=*) value=${1#*=} ;;
+    esac
+  done
+  echo "$value"
+}
+
+# Shows the last step of a run as the job's comment (squeue -o '%i %j %k').
+show_progress() {
+  local metrics=$1/metrics.jsonl
+  until [ -s "$metrics" ]; do sleep 1; done
+  while true; do
+    scontrol update jobid="$job" comment="$(tail -n 1 "$metrics" |
+      sed -E 's/.*"step":([0-9]+),"loss":([0-9.]+).*/step \1, loss \2/')"
+    sleep 30
+  done
+}
+
+# Ends the job with a command's exit code. Code 75, stopped on request, puts the job back into the
+# queue, where it goes on; unless it was scancel that stopped it.
+finish() {
+  if [ "$1" -eq 75 ] && scontrol show job "$job" | grep -q 'JobState=RUNNING'; then
+    scontrol requeue "$job"
+  fi
+  exit "$1"
+}
+
+# Runs `lockstep ARGUMENTS...` on all workers, and ends the job. USR1, which Slurm sends before the
+# time limit, is handed on: the workers then save and exit with 75.
+run_workers() {
+  choose_launcher
+  echo "${SLURM_JOB_NAME:-lockstep}: ${launcher[*]} lockstep $*" >&2
+  "${launcher[@]}" lockstep "$@" &
+  local workers=$!
+  trap 'kill -USR1 $workers' USR1
+  trap : TERM  # at the time limit; the workers have it too, and this shell must outlive them
+  while kill -0 $workers 2>/dev/null; do wait $workers; done  # a trap ends a wait
+  wait $workers
+  finish $?
+}
+
+# run_workers for a training, with its progress shown.
+run_training() {
+  local run
+  run=$(value_of --run "$@")
+  [ -n "$run" ] || fail "--run is missing: name the run folder"
+  show_progress "$run" &
+  trap "kill $! 2>/dev/null" EXIT
+  run_workers train "$@"
+}

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Training over two hosts with TCP between them (network namespaces of this machine), and what
+# launch/resilient.sh does when a worker is killed, the link is cut, or the job must not start again.
+#
+#   hosts_test.sh PROGRAM       ends with 77 where network namespaces cannot be had
+set -euo pipefail
+program=$(realpath "$1")
+source=$(realpath "$(dirname "$0")/../..")
+hosts=$source/tests/cluster/hosts.sh
+name=lockstep$$-
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/lockstep-hosts-XXXXXX")
+remove() {
+  local left
+  "$hosts" down "$name"
+  left=$(pgrep -af "$work" || true)$(ip netns list | grep "$name" || true)
+  rm -rf "$work"
+  [ -z "$left" ] || { echo "left behind: $left" >&2; exit 1; }
+}
+trap 'code=$?; remove; exit $code' EXIT
+trap 'exit 1' INT TERM
+
+"$hosts" up "$name"
+mkdir "$work/tmp"
+export LOCKSTEP_TEST_HOSTS=$name TMPDIR=$work/tmp
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_hwloc_base_binding_policy=none
+export OMPI_MCA_plm_rsh_agent="$hosts shell" OMPI_MCA_btl=self,vader,tcp
+export OMPI_MCA_oob_tcp_if_include=10.77.0.0/24 OMPI_MCA_btl_tcp_if_include=10.77.0.0/24
+cd "$work"
+for i in {1..400}; do
+  echo "The quick brown fox jumps over the lazy dog number $((i * 7919 % 1000))."
+done >text.txt
+"$program" prepare --input text.txt --output data --tokenizer bytes >prepare.log 2>&1
+printf '%s\n' "# two hosts" "10.77.0.1 slots=1" "10.77.0.2 slots=1" >hostfile
+
+fail() {
+  echo "FAILED: $*" >&2
+  exit 1
+}
+# A command on the first host, not longer than it may take.
+on_first_host() { timeout -k 5 100 "$hosts" shell 10.77.0.1 "cd $work && $*"; }
+train() {
+  echo "$program train --data data --run $1 --layers 2 --heads 2 --hidden-size 48 --context-length 64" \
+    "--batch-size 8 --virtual-workers 4 --threads 1 --precision fp32 --steps 400 --checkpoint-every 50" \
+    "--evaluate-every 0 --collective-timeout 3 ${*:2}"
+}
+resilient="$source/launch/resilient.sh --hang 60 mpirun"
+same_bits() { "$program" checkpoint diff "$1" undisturbed >diff.log || fail "$1: $(cat diff.log)"; }
+says() { grep -qE "$2" "$1.log" || fail "$1.log says no '$2': $(cat "$1.log")"; }
+# Runs a command to its end; it must end with this code.
+ends_with() {
+  local code=0
+  on_first_host "${@:3}" >"$2.log" 2>&1 || code=$?
+  [ $code = "$1" ] || fail "$2 ended with $code: $(cat "$2.log")"
+}
+# Starts a training; waits until it has its first checkpoint.
+begin() {
+  on_first_host "$resilient -np 2 --hostfile hostfile $(train "$1")" >"$1.log" 2>&1 &
+  job=$!
+  for _ in {1..600}; do
+    compgen -G "$1/checkpoints/step-*" >/dev/null && return
+    kill -0 $job 2>/dev/null || break
+    sleep 0.05
+  done
+  fail "$1 does not train: $(cat "$1.log")"
+}
+finish() { wait $job || fail "$1 ended with $?: $(cat "$1.log")"; }
+
+ends_with 0 undisturbed "mpirun -np 2 --host 10.77.0.1:2 $(train undisturbed)"
+ends_with 0 over_tcp "mpirun -np 2 --hostfile hostfile $(train over_tcp)"
+same_bits over_tcp
+
+# A worker is killed, of the other host: all start again, on both.
+begin killed
+pkill -KILL -o --ns "$(ip netns pids "${name}2" | head -n 1)" --nslist net -f "$program train"
+finish killed
+says killed "starts again in 1 s, on 2 workers of 10.77.0.1 10.77.0.2"
+same_bits killed
+
+# Stopped on request, it is not started again.
+begin stopped
+pkill -USR1 -f "^bash [^ ]*/launch/resilient.sh --hang 60 mpirun .*--run stopped"
+code=0
+wait $job || code=$?
+[ $code = 75 ] || fail "stopped ended with $code: $(cat stopped.log)"
+
+# What is wrong in the same way on every start.
+ends_with 2 usage "$resilient -np 3 --host 10.77.0.1:3 $(train usage)"
+ends_with 3 diverged "$resilient -np 1 $(train diverged --learning-rate 1e30 --clip-norm 0)"
+for log in usage diverged; do
+  ! grep -q "starts again" $log.log || fail "$log was started again: $(cat $log.log)"
+done
+printf '%s\n' '#!/bin/sh' 'kill -KILL $$' >dies && chmod +x dies
+ends_with 4 dies "$resilient -np 2 --hostfile hostfile ./dies train --run dies"
+says dies "ended at the same step as before"
+[ "$(grep -c "starts again" dies.log)" = 1 ] || fail "$(cat dies.log)"
+printf '%s\n' '#!/bin/sh' 'exec sleep 1000' >hangs && chmod +x hangs
+ends_with 4 hangs "${resilient/60/1} -np 1 ./hangs train --run hangs"
+says hangs "no step for 1 seconds: the job hangs, and is ended"
+
+# Another build on the second host.
+objcopy --remove-section=.note.gnu.build-id "$program" other
+printf '%s\n' '#!/bin/sh' "[ \$(hostname) = ${name}1 ] && exec $program \"\$@\"" 'exec ./other "$@"' >either
+chmod +x either
+command=$(train differ)
+ends_with 4 differ "mpirun -np 2 --hostfile hostfile ./either ${command#* }"
+says differ "the workers differ, and so would their bits: lockstep is .* on ${name}2"
+
+# The link is cut: the deadline passes, and one host goes on.
+begin cut
+"$hosts" cut "$name"
+finish cut
+says cut "worker 0 on ${name}1: .*: after 3.0 s worker 1 had not come to it"
+says cut "10.77.0.2 does not answer any more, and is left out"
+says cut "starts again in 1 s, on 1 workers of 10.77.0.1"
+same_bits cut
+echo "lost workers and hosts cost time, not bits"

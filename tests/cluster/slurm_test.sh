@@ -1,0 +1,185 @@
+#!/usr/bin/env bash
+# The batch scripts of launch/slurm on a Slurm cluster of this test's own, with real jobs: preempted,
+# out of time, in arrays, on a node that fails. In the end nothing of it may be left.
+#
+#   slurm_test.sh PROGRAM       ends with 77 where there is no Slurm to be had
+set -euo pipefail
+program=$(realpath "$1")
+source=$(realpath "$(dirname "$0")/../..")
+cluster=$source/tests/cluster/slurm.sh
+scripts=$source/launch/slurm
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/lockstep-slurm-XXXXXX")
+chmod 755 "$work"  # munge is another user
+remove() {
+  local left
+  "$cluster" stop "$work/slurm"
+  left=$(pgrep -af "$work" || true)$(grep -F "$work" /proc/mounts || true)
+  rm -rf "$work"
+  [ -z "$left" ] || { echo "left behind: $left" >&2; exit 1; }
+}
+trap 'code=$?; remove; exit $code' EXIT
+trap 'exit 1' INT TERM
+
+"$cluster" start "$work/slurm" 6 $((20000 + $$ % 20000))
+export SLURM_CONF=$work/slurm/slurm.conf PATH=${program%/*}:$PATH TMPDIR=$work/tmp
+# Nodes that are one machine in truth must not share memory as one.
+export OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
+mkdir "$TMPDIR"
+cd "$work"
+for i in {1..400}; do
+  echo "The quick brown fox jumps over the lazy dog number $((i * 7919 % 1000))."
+done >text.txt
+lockstep prepare --input text.txt --output data --tokenizer bytes >prepare.log 2>&1
+model=(--layers 2 --heads 2 --hidden-size 48 --context-length 64 --batch-size 8 --virtual-workers 4
+  --threads 1 --precision fp32 --evaluate-every 0 --log-every 100)
+
+fail() {
+  echo "FAILED: $*" >&2
+  exit 1
+}
+field() { scontrol show job "$1" --oneliner | sed -nE "s/.* $2=([^ ]*).*/\1/p"; }
+submit() { sbatch --parsable "$@"; }
+
+# What a job's state is once it has ended.
+ended() {
+  local state
+  for _ in {1..1200}; do
+    state=$(field "$1" JobState)
+    case $state in PENDING | RUNNING | COMPLETING | CONFIGURING | REQUEUED | NODE_FAIL) ;; *) break ;; esac
+    sleep 0.2
+  done
+  echo "$state, $(field "$1" ExitCode)"
+}
+completes() {
+  local state
+  state=$(ended "$1")
+  [ "$state" = "COMPLETED, 0:0" ] || fail "job $1 is $state: $(cat "$2")"
+}
+same_bits() { lockstep checkpoint diff "$1" "$2" >&2 || fail "$1 and $2 differ"; }
+last_step() { tail -n 1 "$1/metrics.jsonl" 2>/dev/null | sed -E 's/.*"step":([0-9]+).*/\1/'; }
+# Waits until a job trains, past a step.
+trains() {
+  for _ in {1..1200}; do
+    [ "$(last_step "$2" || true)" -gt "$3" ] 2>/dev/null && return
+    [[ $(field "$1" JobState) != FAILED ]] || break
+    sleep 0.1
+  done
+  fail "job $1 does not train: $(field "$1" JobState), $(field "$1" Reason): $(cat "$2.out")"
+}
+
+preempted() {
+  local id step=0
+  id=$(submit -o preempted.out "$scripts/train.sbatch" --data data --run preempted "${model[@]}" --steps 500)
+  for _ in {1..5}; do
+    trains "$id" preempted "$step"
+    scancel --signal=USR1 --batch "$id"
+    for _ in {1..600}; do
+      [ "$(field "$id" JobState)" != RUNNING ] && break
+      sleep 0.1
+    done
+    step=$(last_step preempted)
+  done
+  trains "$id" preempted "$step"
+  scontrol show job "$id" | grep -qE 'Comment=step [0-9]+, loss [0-9.]+' || fail "$(scontrol show job "$id")"
+  completes "$id" preempted.out
+  [ "$(field "$id" Restarts)" = 5 ] || fail "$(field "$id" Restarts) restarts"
+  same_bits preempted undisturbed
+}
+
+# Slurm says nothing before the limit: URG is what nobody listens to.
+out_of_time() {
+  local id
+  if ! lockstep train --help | grep -q -- --time-limit; then
+    echo "skipped: out_of_time (train has no --time-limit)"
+    return
+  fi
+  id=$(submit -o time.out --time=1 --signal=B:URG@1 "$scripts/train.sbatch" --data data --run time \
+    "${model[@]}" --steps 1000000)
+  trains "$id" time 0
+  while [ "$(field "$id" Restarts)" = 0 ] && [ "$(field "$id" JobState)" = RUNNING ]; do sleep 0.5; done
+  [ "$(field "$id" Restarts)" = 1 ] || fail "$(ended "$id"): $(cat time.out)"
+  scancel "$id"
+  grep -q "saved time/checkpoints" time.out || fail "nothing was saved: $(cat time.out)"
+}
+
+node_fails() {
+  local id node
+  id=$(submit -o node.out --nodes=2 "$scripts/train.sbatch" --data data --run node "${model[@]}" \
+    --steps 500 --checkpoint-every 20)
+  trains "$id" node 30
+  node=$(scontrol show hostnames "$(field "$id" NodeList)" | tail -n 1)
+  scontrol update nodename="$node" state=down reason=test
+  completes "$id" node.out
+  scontrol update nodename="$node" state=resume
+  [ "$(field "$id" Restarts)" = 1 ] || fail "it was not started again"
+  [[ " $(scontrol show hostnames "$(field "$id" NodeList)" | tr '\n' ' ')" != *" $node "* ]] ||
+    fail "it ran on $node again"
+  same_bits node undisturbed
+}
+
+sweep() {
+  local id task
+  printf '%s\n' "--seed 0" "--seed 1 --learning-rate 1e-3" >sweep.txt
+  id=$(submit -o sweep-%a.out --array=1-3 "$scripts/sweep.sbatch" sweep.txt runs --data data "${model[@]}" \
+    --steps 300)
+  trains "${id}_2" runs/2 0
+  scancel --signal=USR1 --batch "${id}_2"  # puts this task back, not the whole array
+  for task in 1 2; do completes "${id}_$task" "sweep-$task.out"; done
+  [ "$(field "${id}_1" Restarts)$(field "${id}_2" Restarts)" = 01 ] || fail "restarts"
+  grep -q "^learning-rate = 0.001 " runs/2/run.cfg || fail "line 2 was not taken: $(cat runs/2/run.cfg)"
+  [ "$(ended "${id}_3")" = "FAILED, 2:0" ] || fail "task 3: $(ended "${id}_3")"
+  grep -q "sweep.txt has no line 3: choose --array=1-2" sweep-3.out || fail "$(cat sweep-3.out)"
+
+  id=$(submit -o evaluate.out "$scripts/evaluate.sbatch" --checkpoint runs/1 --data data --json)
+  completes "$id" evaluate.out
+  grep -q '"bits_per_byte":' evaluate.out || fail "$(cat evaluate.out)"
+  id=$(submit -o generate.out "$scripts/generate.sbatch" --checkpoint runs/1 --prompt "The quick" \
+    --max-tokens 8 --json)
+  completes "$id" generate.out
+  grep -q '"finish_reason":"length"' generate.out || fail "$(cat generate.out)"
+}
+
+# A message, exit code 2, and no second try.
+refused() {
+  local id
+  id=$(submit -o "$1.out" "${@:3}")
+  [ "$(ended "$id")" = "FAILED, 2:0" ] || fail "$1: $(ended "$id") $(cat "$1.out")"
+  grep -q -- "$2" "$1.out" || fail "$1: $(cat "$1.out")"
+}
+bad_input() {
+  refused no_run "--run is missing" "$scripts/train.sbatch" --data data
+  refused three_workers "cannot be dealt to 3 workers: start it with 1, 2, 4" --ntasks=3 \
+    "$scripts/train.sbatch" --data data --run three "${model[@]}"
+  refused no_program "lockstep is not on the job's PATH" --export=PATH=/usr/bin:/bin,SLURM_CONF \
+    "$scripts/train.sbatch" --data data --run none
+  local code=0
+  "$scripts/train.sbatch" --data data --run none 2>no_slurm.out || code=$?
+  [ $code = 2 ] || fail "outside of Slurm: $code"
+  grep -q "SLURM_JOB_ID is not set: submit this script with sbatch" no_slurm.out || fail "$(cat no_slurm.out)"
+}
+
+# A job that is cancelled saves and stays away.
+cancelled() {
+  local id
+  id=$(submit -o cancelled.out "$scripts/train.sbatch" --data data --run cancelled "${model[@]}" --steps 100000)
+  trains "$id" cancelled 0
+  scancel "$id"
+  [ "$(ended "$id")" = "CANCELLED, 75:0" ] || fail "$(ended "$id")"
+  grep -q "saved cancelled/checkpoints" cancelled.out || fail "$(cat cancelled.out)"
+}
+
+mpirun -np 2 --oversubscribe --bind-to none --allow-run-as-root lockstep train --data data \
+  --run undisturbed "${model[@]}" --steps 500 2>undisturbed.log || fail "$(cat undisturbed.log)"
+failed=()
+declare -A cases
+for name in preempted out_of_time node_fails sweep bad_input cancelled; do
+  $name >"$name.log" 2>&1 &
+  cases[$name]=$!
+done
+for name in "${!cases[@]}"; do
+  wait "${cases[$name]}" || failed+=("$name")
+  sed "s/^/$name: /" "$name.log"
+done
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }
+echo "jobs end as they should"
