@@ -26,6 +26,21 @@ void append_utf8(std::string& out, uint32_t code);
 // The property White_Space, as Rust and Oniguruma read \s.
 bool is_white_space(uint32_t code);
 
+// What the patterns of tokenizers tell characters apart by, as of Unicode 16: each character has
+// one bit. Letters are those with a case (Lu and Lt, Ll) and those without (Lm, Lo).
+enum CharacterClass : uint8_t {
+  kUppercase = 1,
+  kLowercase = 2,
+  kCaseless = 4,
+  kMark = 8,
+  kNumber = 16,
+  kWhiteSpace = 32,
+  kOther = 64,
+};
+inline constexpr uint32_t kCodePoints = 0x110000;
+// The class of each of them.
+const uint8_t* character_classes();
+
 // A range of characters newer than Unicode 14 (the oldest that a PCRE2 we build with knows), up to
 // Unicode 16, that have a property: a general category of two letters, or the script Han.
 struct Addition {
