@@ -127,25 +127,45 @@ class Tokenizer::Implementation {
     }
     std::array<int32_t, PreTokenizer::kMaxBatch * WordCache::kMaxIds> found;
     size_t found_count = 0;
-    for (size_t i = 0; i < words.size(); i++) {
-      const bool is_short = words[i].size() <= WordCache::kMaxWord;
-      if (is_short) {
-        if (const auto* entry = cache.find(places[i].key, places[i].place)) {
-          std::copy_n(entry->ids, WordCache::kMaxIds, found.begin() + found_count);
-          found_count += entry->count();
-          continue;
-        }
-      }
+    const auto add_found = [&] {
       ids.insert(ids.end(), found.begin(), found.begin() + found_count);
       found_count = 0;
+    };
+    for (size_t i = 0; i < words.size(); i++) {
+      if (words[i].size() > WordCache::kMaxWord) {
+        add_found();
+        encode_long_word(words[i], cache, ids);
+        continue;
+      }
+      const auto [key, place] = places[i];
+      if (const WordCache::Entry* entry = cache.find(key, place)) {
+        std::copy_n(entry->ids, WordCache::kMaxIds, found.begin() + found_count);
+        found_count += entry->count();
+        continue;
+      }
+      add_found();
       const size_t before = ids.size();
       encode_word(words[i], ids);
       const size_t count = ids.size() - before;
-      if (is_short && count <= WordCache::kMaxIds) {
-        cache.store(places[i].key, places[i].place, ids.data() + before, count);
-      }
+      if (count <= WordCache::kMaxIds) cache.store(key, place, ids.data() + before, count);
     }
-    ids.insert(ids.end(), found.begin(), found.begin() + found_count);
+    add_found();
+  }
+
+  void encode_long_word(std::string_view word, WordCache& cache, std::vector<int32_t>& ids) const {
+    if (word.size() > WordCache::kMaxLongWord) {
+      encode_word(word, ids);
+      return;
+    }
+    WordCache::LongEntry& entry = cache.long_entry(Hash{}(word));
+    if (entry.holds(word)) {
+      ids.insert(ids.end(), entry.ids, entry.ids + entry.count);
+      return;
+    }
+    const size_t before = ids.size();
+    encode_word(word, ids);
+    const size_t count = ids.size() - before;
+    if (count <= WordCache::kMaxLongIds) entry.store(word, ids.data() + before, count);
   }
 
   void encode_word(std::string_view word, std::vector<int32_t>& ids) const {

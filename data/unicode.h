@@ -19,7 +19,15 @@ struct Character {
   uint32_t code;
   int length;  // bytes
 };
-Character first_character(std::string_view text);
+inline Character first_character(std::string_view text) {
+  const auto byte = [&](size_t i) { return uint32_t{static_cast<uint8_t>(text[i])}; };
+  const auto bits = [&](size_t i) { return byte(i) & 0x3Fu; };
+  const uint32_t lead = byte(0);
+  if (lead < 0x80) return {lead, 1};
+  if (lead < 0xE0) return {(lead & 0x1Fu) << 6 | bits(1), 2};
+  if (lead < 0xF0) return {(lead & 0x0Fu) << 12 | bits(1) << 6 | bits(2), 3};
+  return {(lead & 0x07u) << 18 | bits(1) << 12 | bits(2) << 6 | bits(3), 4};
+}
 
 void append_utf8(std::string& out, uint32_t code);
 

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -8,8 +9,9 @@
 
 namespace lockstep {
 
-// Ids of words met before, one table a thread, of 2 MiB: most words of a text are few words. Two
-// words share a place, 64 bytes; a third takes that of the one that was met longer ago.
+// Ids of words met before, of a thread, in 3 MiB: most words of a text are few words. Short words,
+// which English has, are found by two comparisons. Two of them share a place, 64 bytes, and a third
+// takes that of the one that was met longer ago; of long words each has a place of its own.
 class WordCache {
  public:
   static constexpr size_t kMaxWord = 15, kMaxIds = 4;
@@ -45,11 +47,30 @@ class WordCache {
     }
   };
 
-  // The table of this thread, emptied if another tokenizer used it last.
+  // A word of up to kMaxLongWord bytes.
+  static constexpr size_t kMaxLongWord = 46, kMaxLongIds = 20;
+  struct LongEntry {
+    uint8_t length = 0, count = 0;  // 0: none
+    char word[kMaxLongWord];
+    int32_t ids[kMaxLongIds];
+
+    bool holds(std::string_view text) const {
+      return length == text.size() && std::memcmp(word, text.data(), text.size()) == 0;
+    }
+    void store(std::string_view text, const int32_t* first_id, size_t id_count) {
+      length = static_cast<uint8_t>(text.size());
+      count = static_cast<uint8_t>(id_count);
+      std::memcpy(word, text.data(), text.size());
+      std::copy_n(first_id, id_count, ids);
+    }
+  };
+
+  // The tables of this thread, emptied if another tokenizer used it last.
   static WordCache& of_this_thread(uint64_t tokenizer) {
     thread_local WordCache cache;
     if (cache.tokenizer_ != tokenizer) {
-      cache.places_.assign(kPlaces, Place{});
+      cache.places_.assign(size_t{1} << kPlaceBits, Place{});
+      cache.long_entries_.assign(kLongEntries, LongEntry{});
       cache.tokenizer_ = tokenizer;
     }
     return cache;
@@ -59,6 +80,7 @@ class WordCache {
     return (key.low * 0x9E3779B97F4A7C15u + key.high * 0xC2B2AE3D27D4EB4Fu) >> (64 - kPlaceBits);
   }
   void prefetch(size_t place) const { __builtin_prefetch(&places_[place]); }
+  LongEntry& long_entry(uint64_t hash) { return long_entries_[hash % kLongEntries]; }
 
   // The word's entry, or null.
   const Entry* find(const Key& key, size_t place) {
@@ -88,12 +110,13 @@ class WordCache {
   }();
 
   static constexpr int kPlaceBits = 15;
-  static constexpr size_t kPlaces = size_t{1} << kPlaceBits;
+  static constexpr size_t kLongEntries = 1 << 13;
   struct alignas(64) Place {
     Entry newer, older;
   };
   uint64_t tokenizer_ = 0;
   std::vector<Place> places_;
+  std::vector<LongEntry> long_entries_;
 };
 
 }  // namespace lockstep
