@@ -1,26 +1,47 @@
 #include "data/bpe.h"
 
+#include <algorithm>
+#include <bit>
 #include <queue>
 
 #include "core/check.h"
 
 namespace lockstep {
 
-BpeMerger::BpeMerger(const std::array<int32_t, 256>& byte_ids, const std::vector<Merge>& merges)
-    : byte_ids_(byte_ids), table_(merges.size()) {
-  for (size_t rank = 0; rank < merges.size(); rank++) {
-    table_[PairTable<Found>::pair_of(merges[rank].left, merges[rank].right)] = {
-        static_cast<int32_t>(rank), merges[rank].result};
+BpeMerger::RankTable::RankTable(size_t expected) {
+  Bucket empty;
+  std::fill_n(empty.pairs, kBucket, kNoPair);
+  std::fill_n(empty.ranks, kBucket, kNoRank);
+  buckets_.assign(std::bit_ceil(expected / 2 + 1), empty);
+  mask_ = buckets_.size() - 1;
+}
+
+void BpeMerger::RankTable::add(int32_t left, int32_t right, uint32_t rank) {
+  const uint64_t pair = pair_of(left, right);
+  for (size_t i = bucket_of(pair);; i = (i + 1) & mask_) {
+    Bucket& bucket = buckets_[i];
+    const auto place = std::find(bucket.pairs, bucket.pairs + kBucket, kNoPair) - bucket.pairs;
+    if (place == kBucket) continue;
+    bucket.pairs[place] = pair;
+    bucket.ranks[place] = rank;
+    return;
   }
 }
 
-BpeMerger::Found BpeMerger::find(int32_t left, int32_t right) const {
-  const Found* found = table_.find(PairTable<Found>::pair_of(left, right));
-  return found == nullptr ? Found{} : *found;
+BpeMerger::BpeMerger(const std::array<int32_t, 256>& byte_ids, const std::vector<Merge>& merges)
+    : byte_ids_(byte_ids), ranks_(merges.size()), byte_ranks_(1 << 16) {
+  results_.reserve(merges.size());
+  for (const Merge& merge : merges) {
+    ranks_.add(merge.left, merge.right, static_cast<uint32_t>(results_.size()));
+    results_.push_back(merge.result);
+  }
+  for (size_t pair = 0; pair < byte_ranks_.size(); pair++) {
+    byte_ranks_[pair] = ranks_.find(byte_ids_[pair >> 8], byte_ids_[pair & 0xFF]);
+  }
 }
 
 void BpeMerger::encode(std::string_view word, std::vector<int32_t>& ids) const {
-  if (empty() || word.size() == 1) {
+  if (empty() || word.size() <= 1) {
     for (const char byte : word) ids.push_back(byte_ids_[static_cast<uint8_t>(byte)]);
   } else if (word.size() <= kShortWord) {
     encode_short(word, ids);
@@ -29,41 +50,59 @@ void BpeMerger::encode(std::string_view word, std::vector<int32_t>& ids) const {
   }
 }
 
-// Quadratic, and for words the fastest: no queue, everything in one cache line or two.
+// Quadratic, and for words the fastest. Tokens stay at the places of their first bytes, and those
+// that are left are bits of a number: nothing moves, and only the number of merges is not foretold.
 void BpeMerger::encode_short(std::string_view word, std::vector<int32_t>& ids) const {
-  int32_t tokens[kShortWord];
-  Found merges[kShortWord];  // merges[i]: of tokens i and i + 1
-  size_t count = word.size();
-  if (count == 0) return;
-  for (size_t i = 0; i < count; i++) tokens[i] = byte_ids_[static_cast<uint8_t>(word[i])];
-  for (size_t i = 0; i + 1 < count; i++) merges[i] = find(tokens[i], tokens[i + 1]);
+  // Byte i has place i + 1; what is before the first and behind the last is no token.
+  static_assert(kShortWord == 62);
+  constexpr size_t kPlaces = 64;
+  constexpr uint64_t kNone = uint64_t{kNoRank} << 6;
+  const auto smaller = [](uint64_t a, uint64_t b) { return b ^ ((a ^ b) & -uint64_t{a < b}); };
+  int32_t tokens[kPlaces];
+  // The rank of the merge of each with the one behind it, and its place; whole fours of them, which
+  // are compared at a time.
+  uint64_t candidates[kPlaces];
+  const size_t count = word.size();
+  tokens[0] = tokens[count + 1] = -1;
+  for (size_t i = 0; i < count; i++) tokens[i + 1] = byte_ids_[static_cast<uint8_t>(word[i])];
+  const auto set = [&](size_t place, uint32_t rank) {
+    candidates[place] = uint64_t{rank} << 6 | place;
+  };
+  candidates[0] = kNone;
+  for (size_t i = 1; i < count; i++) set(i, byte_ranks_[byte_pair(word[i - 1], word[i])]);
+  for (size_t i = count; i == count || i % 4 != 0; i++) candidates[i] = kNone;
 
-  while (count > 1) {
-    size_t best = 0;
-    for (size_t i = 1; i + 1 < count; i++) {
-      if (merges[i].rank < merges[best].rank) best = i;
+  uint64_t left = ~uint64_t{0} >> (62 - count);
+  for (;;) {
+    uint64_t bests[4] = {kNone, kNone, kNone, kNone};
+    for (size_t i = 0; i <= count; i += 4) {
+      for (size_t j = 0; j < 4; j++) bests[j] = std::min(bests[j], candidates[i + j]);
     }
-    if (merges[best].rank == kNoRank) break;
-    tokens[best] = merges[best].result;
-    count--;
-    for (size_t i = best + 1; i < count; i++) tokens[i] = tokens[i + 1];
-    for (size_t i = best + 1; i + 1 < count; i++) merges[i] = merges[i + 1];
-    if (best > 0) merges[best - 1] = find(tokens[best - 1], tokens[best]);
-    if (best + 1 < count) merges[best] = find(tokens[best], tokens[best + 1]);
+    const uint64_t best = smaller(smaller(bests[0], bests[1]), smaller(bests[2], bests[3]));
+    if (best >= kNone) break;
+    const size_t place = best % 64;
+    const uint64_t behind = left & (~uint64_t{1} << place);
+    const int previous = 63 - __builtin_clzll(left & ((uint64_t{1} << place) - 1));
+    const int merged = __builtin_ctzll(behind), next = __builtin_ctzll(behind & (behind - 1));
+    left ^= uint64_t{1} << merged;
+    tokens[place] = results_[best >> 6];
+    candidates[merged] = kNone;
+    set(place, ranks_.find(tokens[place], tokens[next]));
+    set(static_cast<size_t>(previous), ranks_.find(tokens[previous], tokens[place]));
   }
-  ids.insert(ids.end(), tokens, tokens + count);
+  left &= ~(uint64_t{1} << (count + 1) | 1);
+  for (; left != 0; left &= left - 1) ids.push_back(tokens[__builtin_ctzll(left)]);
 }
 
 // A queue of candidate merges over a linked list of tokens. A candidate whose tokens have changed
-// since it was queued is recognised by its result: what starts at a place only grows.
+// since it was queued is recognised by its rank: what starts at a place only grows.
 void BpeMerger::encode_long(std::string_view word, std::vector<int32_t>& ids) const {
   struct Node {
     int32_t token;  // -1: merged into the one before
     uint32_t previous, next;
   };
   struct Candidate {
-    int32_t rank, result;
-    uint32_t place;
+    uint32_t rank, place;
     bool operator<(const Candidate& other) const {  // std::priority_queue takes the largest first
       return rank != other.rank ? rank > other.rank : place > other.place;
     }
@@ -79,8 +118,8 @@ void BpeMerger::encode_long(std::string_view word, std::vector<int32_t>& ids) co
 
   std::vector<Candidate> initial;
   const auto candidate_at = [&](uint32_t place, auto add) {
-    const Found found = find(nodes[place].token, nodes[nodes[place].next].token);
-    if (found.rank != kNoRank) add(Candidate{found.rank, found.result, place});
+    const uint32_t rank = ranks_.find(nodes[place].token, nodes[nodes[place].next].token);
+    if (rank != kNoRank) add(Candidate{rank, place});
   };
   for (uint32_t i = 0; i + 1 < size; i++) {
     candidate_at(i, [&](const Candidate& candidate) { initial.push_back(candidate); });
@@ -94,10 +133,9 @@ void BpeMerger::encode_long(std::string_view word, std::vector<int32_t>& ids) co
     Node& left = nodes[top.place];
     if (left.token < 0 || left.next == kNone) continue;
     Node& right = nodes[left.next];
-    const Found found = find(left.token, right.token);
-    if (found.rank == kNoRank || found.result != top.result) continue;
+    if (ranks_.find(left.token, right.token) != top.rank) continue;
 
-    left.token = top.result;
+    left.token = results_[top.rank];
     right.token = -1;
     left.next = right.next;
     if (left.next != kNone) nodes[left.next].previous = top.place;

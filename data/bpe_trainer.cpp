@@ -1,11 +1,7 @@
 #include "data/bpe_trainer.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <deque>
 #include <string>
 #include <unordered_map>
@@ -15,61 +11,11 @@
 #include "core/check.h"
 #include "data/bpe_alphabet.h"
 #include "data/bpe_pair_table.h"
-#include "data/pretokenizer.h"
 
 namespace lockstep {
 namespace {
 
 constexpr std::string_view kEndOfText = "<|endoftext|>";
-
-// Distinct words and how often each occurred: a hash table of indices into one text.
-class WordCounts {
- public:
-  void add(std::string_view word) {
-    if (counts_.size() * 2 >= slots_.size()) grow();
-    uint32_t& slot = slots_[slot_of(word)];
-    if (slot == kNone) {
-      CHECK(counts_.size() < kNone, "too many distinct words");
-      slot = static_cast<uint32_t>(counts_.size());
-      counts_.push_back(0);
-      text_ += word;
-      begin_.push_back(text_.size());
-    }
-    counts_[slot]++;
-  }
-
-  // Frees what only finding words needs; adding one makes it again.
-  void drop_index() { slots_ = {}; }
-
-  size_t size() const { return counts_.size(); }
-  int64_t count(size_t i) const { return counts_[i]; }
-  std::string_view word(size_t i) const {
-    return std::string_view(text_).substr(begin_[i], begin_[i + 1] - begin_[i]);
-  }
-  // All words, one after the other, and where each begins there.
-  std::string_view text() const { return text_; }
-  size_t begin(size_t i) const { return begin_[i]; }
-
- private:
-  static constexpr uint32_t kNone = UINT32_MAX;
-
-  size_t slot_of(std::string_view word) const {
-    const size_t mask = slots_.size() - 1;
-    for (size_t slot = XXH3_64bits(word.data(), word.size()) & mask;; slot = (slot + 1) & mask) {
-      if (slots_[slot] == kNone || this->word(slots_[slot]) == word) return slot;
-    }
-  }
-
-  void grow() {
-    slots_.assign(std::bit_ceil(std::max<size_t>(1024, size() * 2 + 1)), kNone);
-    for (size_t i = 0; i < size(); i++) slots_[slot_of(word(i))] = static_cast<uint32_t>(i);
-  }
-
-  std::string text_;
-  std::vector<size_t> begin_{0};  // one more than there are words
-  std::vector<int64_t> counts_;
-  std::vector<uint32_t> slots_;
-};
 
 // Indices of words, ascending, as differences of seven bits a byte. Frequent pairs have the long
 // lists, and the small differences; rare pairs are millions, and their lists fit into a std::string
@@ -284,18 +230,10 @@ std::vector<std::pair<int32_t, int32_t>> Training<Token>::run(int64_t vocab_size
 
 }  // namespace
 
-struct BpeTrainer::Words {
-  PreTokenizer pretokenizer{{PreTokenizer::Step{}}};
-  WordCounts counts;
-};
+BpeTrainer::BpeTrainer() : pretokenizer_({PreTokenizer::Step{}}) {}
 
-BpeTrainer::BpeTrainer() : words_(std::make_unique<Words>()) {}
-BpeTrainer::~BpeTrainer() = default;
-BpeTrainer::BpeTrainer(BpeTrainer&&) noexcept = default;
-BpeTrainer& BpeTrainer::operator=(BpeTrainer&&) noexcept = default;
-
-void BpeTrainer::add_text(std::string_view text) {
-  words_->pretokenizer.split(text, [&](std::string_view word) { words_->counts.add(word); });
+void BpeTrainer::count_words(std::string_view text, WordCounts& counts) const {
+  pretokenizer_.split(text, [&](std::string_view word) { counts.add(word); });
 }
 
 Tokenizer BpeTrainer::train(int64_t vocab_size) {
@@ -303,12 +241,11 @@ Tokenizer BpeTrainer::train(int64_t vocab_size) {
     throw UsageError("a vocabulary of {} is too small: 256 bytes and <|endoftext|> take 257 tokens",
                      vocab_size);
   }
-  WordCounts& words = words_->counts;
-  words.drop_index();
+  words_.drop_index();
   const bool is_small = vocab_size <= 1 << 16;
   return Tokenizer::from_merges({std::string(kEndOfText)},
-                                is_small ? Training<uint16_t>(words).run(vocab_size)
-                                         : Training<int32_t>(words).run(vocab_size));
+                                is_small ? Training<uint16_t>(words_).run(vocab_size)
+                                         : Training<int32_t>(words_).run(vocab_size));
 }
 
 }  // namespace lockstep

@@ -1,9 +1,10 @@
 #pragma once
 #include <cstdint>
-#include <memory>
 #include <string_view>
 
+#include "data/pretokenizer.h"
 #include "data/tokenizer.h"
+#include "data/word_counts.h"
 
 namespace lockstep {
 
@@ -16,20 +17,22 @@ namespace lockstep {
 class BpeTrainer {
  public:
   BpeTrainer();
-  ~BpeTrainer();
-  BpeTrainer(BpeTrainer&&) noexcept;
-  BpeTrainer& operator=(BpeTrainer&&) noexcept;
 
   // One document; not to be called from several threads at once.
-  void add_text(std::string_view text);
+  void add_text(std::string_view text) { count_words(text, words_); }
+
+  // The same in two steps, so that several threads can count. count_words may be called from any
+  // thread, with counts of its own; add_words is like add_text.
+  void count_words(std::string_view text, WordCounts& counts) const;
+  void add_words(const WordCounts& counts) { words_.add(counts); }
 
   // <|endoftext|> is id 0. The vocabulary is smaller than `vocab_size` when the texts have no more
   // pairs to merge. Throws UsageError when vocab_size is below 257 (256 bytes and <|endoftext|>).
   Tokenizer train(int64_t vocab_size);
 
  private:
-  struct Words;
-  std::unique_ptr<Words> words_;
+  PreTokenizer pretokenizer_;
+  WordCounts words_;
 };
 
 }  // namespace lockstep

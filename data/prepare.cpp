@@ -142,14 +142,28 @@ Tokenizer Preparation::load_tokenizer() const {
 
 // The words of training documents alone: what is validated must not shape the vocabulary.
 Tokenizer Preparation::train_tokenizer() const {
+  struct Counted {
+    WordCounts words;
+    int64_t consumed_bytes = 0;
+  };
   BpeTrainer trainer;
   TextReader reader(files_, plan_.cut);
-  while (const auto block = reader.next()) {
-    for_each_text(*block, plan_, config_.field, [&](std::string_view text, bool validation, bool) {
-      if (!validation) trainer.add_text(text);
+  OrderedPipeline<TextBlock, Counted> pipeline;
+  pipeline.produce = [&] { return reader.next(); };
+  pipeline.weight = [](const TextBlock& block) { return static_cast<int64_t>(block.text.size()); };
+  pipeline.transform = [&](const TextBlock& block) {
+    Counted counted;
+    counted.consumed_bytes = block.consumed_bytes;
+    for_each_text(block, plan_, config_.field, [&](std::string_view text, bool validation, bool) {
+      if (!validation) trainer.count_words(text, counted.words);
     });
-    if (progress_) progress_("training the tokenizer", block->consumed_bytes, total_bytes_);
-  }
+    return counted;
+  };
+  pipeline.consume = [&](const Counted& counted) {
+    trainer.add_words(counted.words);
+    if (progress_) progress_("training the tokenizer", counted.consumed_bytes, total_bytes_);
+  };
+  pipeline.run(threads_, pipeline_bytes(threads_));
   return trainer.train(config_.vocab_size);
 }
 
@@ -170,6 +184,8 @@ void Preparation::encode(const Tokenizer& tokenizer, const fs::path& folder) {
     for_each_text(block, plan_, config_.field,
                   [&](std::string_view text, bool validation, bool document_ends) {
                     Encoded::Part& part = encoded.parts[validation];
+                    // A third of the bytes, or more, and so it hardly grows step by step.
+                    if (part.ids.empty()) part.ids.reserve(block.text.size() / 3);
                     tokenizer.encode(text, part.ids);
                     if (document_ends) part.ids.push_back(end_of_text);
                     part.bytes += static_cast<int64_t>(text.size());

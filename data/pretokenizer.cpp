@@ -5,6 +5,7 @@
 #include <pcre2.h>
 
 #include <algorithm>
+#include <array>
 #include <stdexcept>
 
 #include "core/check.h"
@@ -138,35 +139,49 @@ PreTokenizer::PreTokenizer(std::vector<Step> steps) {
 
 void PreTokenizer::add_splitter(std::string_view pattern, bool is_regex, Behavior behavior,
                                 bool invert) {
+  drops_text_ = drops_text_ || behavior == Behavior::removed;
+  // Its words are all of the text: there is nothing between them to keep or to remove.
+  const bool words = behavior == Behavior::isolated || (behavior == Behavior::removed && invert);
+  if (const auto scanner = WordScanner::of_pattern(pattern); is_regex && words && scanner) {
+    splitters_.push_back({scanner, nullptr, nullptr, behavior, invert});
+    return;
+  }
+  needs_code_ = true;
   const std::string usual = is_regex ? to_pcre2(pattern, false) : quote(pattern);
   const std::string newer = is_regex ? to_pcre2(pattern, true) : usual;
   const Code code = compile(usual);
-  splitters_.push_back({code, newer == usual ? code : compile(newer), behavior, invert});
-  drops_text_ = drops_text_ || behavior == Behavior::removed;
+  splitters_.push_back({{}, code, newer == usual ? code : compile(newer), behavior, invert});
 }
 
-void PreTokenizer::split_bytes(std::string_view text, PieceSink sink, void* context) const {
+void PreTokenizer::split_bytes(std::string_view text, PieceSink sink, const void* context) const {
   while (!text.empty()) {
     const size_t valid = unicode::valid_prefix(text);
     if (valid > 0) {
       const std::string_view part = text.substr(0, valid);
-      split_valid(0, unicode::has_additions(part), part, sink, context);
+      split_valid(0, needs_code_ && unicode::has_additions(part), part, sink, context);
     }
     text.remove_prefix(valid);
     const size_t invalid = unicode::invalid_prefix(text);
-    if (invalid > 0) sink(context, text.substr(0, invalid));
+    if (invalid > 0) {
+      const std::string_view piece = text.substr(0, invalid);
+      sink(context, {&piece, 1});
+    }
     text.remove_prefix(invalid);
   }
 }
 
 // Splits by splitters_[step] and those after it; `newer`: the text has characters of Unicode 15 up.
 void PreTokenizer::split_valid(size_t step, bool newer, std::string_view text, PieceSink sink,
-                               void* context) const {
+                               const void* context) const {
   if (step == splitters_.size()) {
-    sink(context, text);
+    sink(context, {&text, 1});
     return;
   }
   const Splitter& splitter = splitters_[step];
+  if (splitter.scanner) {
+    scan_valid(step, newer, text, sink, context);
+    return;
+  }
   const auto pass_on = [&](size_t begin, size_t end) {
     if (begin < end) split_valid(step + 1, newer, text.substr(begin, end - begin), sink, context);
   };
@@ -182,6 +197,22 @@ void PreTokenizer::split_valid(size_t step, bool newer, std::string_view text, P
     return;
   }
   for (const Span& span : find_spans(splitter, newer, text)) pass_on(span.begin, span.end);
+}
+
+// The same for a splitter that has a scanner.
+void PreTokenizer::scan_valid(size_t step, bool newer, std::string_view text, PieceSink sink,
+                              const void* context) const {
+  std::array<std::string_view, kMaxBatch> words;
+  while (!text.empty()) {
+    const size_t count = splitters_[step].scanner->scan(text, words);
+    const std::string_view last = words[count - 1];
+    text.remove_prefix(static_cast<size_t>(last.data() + last.size() - text.data()));
+    if (step + 1 == splitters_.size()) {
+      sink(context, {words.data(), count});
+      continue;
+    }
+    for (size_t i = 0; i < count; i++) split_valid(step + 1, newer, words[i], sink, context);
+  }
 }
 
 // The spans that the splitter leaves, in order.

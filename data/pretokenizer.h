@@ -1,8 +1,12 @@
 #pragma once
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "data/word_scanner.h"
 
 struct pcre2_real_code_8;
 
@@ -38,18 +42,31 @@ class PreTokenizer {
   // Throws DataError when a pattern exceeds PCRE2's limits on this text.
   template <class Sink>
   void split(std::string_view text, Sink&& sink) const {
+    split_batches(text, [&](std::span<const std::string_view> pieces) {
+      for (const std::string_view piece : pieces) sink(piece);
+    });
+  }
+
+  // The same by batches: sink(pieces), of at most kMaxBatch.
+  template <class Sink>
+  void split_batches(std::string_view text, const Sink& sink) const {
     split_bytes(
-        text, [](void* context, std::string_view piece) { (*static_cast<Sink*>(context))(piece); },
+        text,
+        [](const void* context, std::span<const std::string_view> pieces) {
+          (*static_cast<const Sink*>(context))(pieces);
+        },
         &sink);
   }
+  static constexpr size_t kMaxBatch = 128;
 
   // False when every byte of a text comes back in some piece.
   bool drops_text() const { return drops_text_; }
 
  private:
-  using PieceSink = void (*)(void* context, std::string_view piece);
+  using PieceSink = void (*)(const void* context, std::span<const std::string_view> pieces);
   using Code = std::shared_ptr<const pcre2_real_code_8>;
   struct Splitter {
+    std::optional<WordScanner> scanner;  // in place of the code, for a pattern that has one
     Code code;        // for text without characters that PCRE2 may be too old to know
     Code newer_code;  // for all text
     Behavior behavior;
@@ -61,12 +78,15 @@ class PreTokenizer {
   };
 
   void add_splitter(std::string_view pattern, bool is_regex, Behavior behavior, bool invert);
-  void split_bytes(std::string_view text, PieceSink sink, void* context) const;
+  void split_bytes(std::string_view text, PieceSink sink, const void* context) const;
   void split_valid(size_t step, bool newer, std::string_view text, PieceSink sink,
-                   void* context) const;
+                   const void* context) const;
+  void scan_valid(size_t step, bool newer, std::string_view text, PieceSink sink,
+                  const void* context) const;
   static std::vector<Span> find_spans(const Splitter& splitter, bool newer, std::string_view text);
 
   std::vector<Splitter> splitters_;
+  bool needs_code_ = false;  // not every splitter has a scanner
   bool drops_text_ = false;
 };
 

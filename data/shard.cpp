@@ -29,7 +29,7 @@ Layout layout(int token_bytes) {
   return token_bytes == 2 ? Layout{20240520, 1} : Layout{20240801, 7};
 }
 
-constexpr size_t kWriteBytes = 1 << 20;
+constexpr size_t kWriteBytes = 1 << 20;  // a whole number of ids
 
 }  // namespace
 
@@ -70,7 +70,7 @@ class ShardWriter::File {
       : path_(path),
         descriptor_(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644)) {
     if (descriptor_ < 0) fail("create");
-    buffer_.reserve(kWriteBytes + sizeof(uint32_t));
+    buffer_.reserve(kWriteBytes);
     buffer_.resize(kShardHeaderBytes);
   }
   File(const File&) = delete;
@@ -81,14 +81,18 @@ class ShardWriter::File {
 
   template <class Id>
   void append(std::span<const int32_t> ids) {
-    for (const int32_t id : ids) {
-      const Id stored = static_cast<Id>(id);
-      const size_t end = buffer_.size();
-      buffer_.resize(end + sizeof(Id));
-      std::memcpy(buffer_.data() + end, &stored, sizeof(Id));
-      if (buffer_.size() >= kWriteBytes) write_out();
-    }
     tokens_ += static_cast<int64_t>(ids.size());
+    while (!ids.empty()) {
+      const size_t end = buffer_.size();
+      const size_t count = std::min(ids.size(), (kWriteBytes - end) / sizeof(Id));
+      buffer_.resize(end + count * sizeof(Id));
+      for (size_t i = 0; i < count; i++) {
+        const Id stored = static_cast<Id>(ids[i]);
+        std::memcpy(buffer_.data() + end + i * sizeof(Id), &stored, sizeof(Id));
+      }
+      if (buffer_.size() == kWriteBytes) write_out();
+      ids = ids.subspan(count);
+    }
   }
 
   void finish(int token_bytes) {

@@ -97,6 +97,13 @@ bool is_solid_before(std::string_view text, size_t place) {
   return is_solid(text, begin);
 }
 
+// string_view::rfind, at many bytes a time.
+size_t rfind(std::string_view text, char c, size_t from) {
+  const void* found = ::memrchr(text.data(), c, std::min(from + 1, text.size()));
+  return found == nullptr ? std::string_view::npos
+                          : static_cast<size_t>(static_cast<const char*>(found) - text.data());
+}
+
 bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
 size_t count_documents(std::string_view lines) {
@@ -229,13 +236,13 @@ size_t safe_cut(std::string_view text, size_t limit) {
            is_solid(text, newline + 1) && text[newline + 1] != '/';
   };
   for (size_t end = limit; end > limit / 2;) {
-    const size_t newline = text.rfind('\n', end - 1);
+    const size_t newline = rfind(text, '\n', end - 1);
     if (newline == std::string_view::npos || newline <= limit / 2) break;
     if (stands_alone(newline) && newline + 1 <= limit) return newline + 1;
     end = newline;
   }
   for (size_t end = limit; end > limit / 2;) {
-    const size_t space = text.rfind(' ', end - 1);
+    const size_t space = rfind(text, ' ', end - 1);
     if (space == std::string_view::npos || space <= limit / 2) break;
     if (is_letter(text[space - 1]) && space + 1 < text.size() && is_letter(text[space + 1])) {
       return space;
@@ -331,6 +338,14 @@ void TextReader::fill(size_t size) {
   end_of_file_ = before + n < size;
 }
 
+// The first bytes of the buffer, which keeps the rest.
+std::string TextReader::take(size_t size) {
+  std::string rest = buffer_.substr(size);
+  buffer_.resize(size);
+  buffer_.swap(rest);
+  return rest;
+}
+
 void TextReader::open_next() {
   source_ = std::make_unique<Source>(files_[file_]);
   end_of_file_ = false;
@@ -375,8 +390,7 @@ std::optional<TextBlock> TextReader::next_lines() {
   }
   TextBlock block;
   const size_t size = end_of_file_ ? buffer_.size() : buffer_.rfind('\n') + 1;
-  block.text = buffer_.substr(0, size);
-  buffer_.erase(0, size);
+  block.text = take(size);
   block.first_line = line_;
   block.first_document = document_;
   block.documents = static_cast<int64_t>(count_documents(block.text));
@@ -405,8 +419,7 @@ TextBlock TextReader::next_piece() {
     const bool rest = end_of_file_ && buffer_.size() <= kBlockBytes;
     size = rest ? buffer_.size() : safe_cut(buffer_, kBlockBytes);
   }
-  block.text = buffer_.substr(0, size);
-  buffer_.erase(0, size);
+  block.text = take(size);
   offset_ += static_cast<int64_t>(size);
   const bool file_ends = end_of_file_ && buffer_.empty();
   block.document_begins = document_begins_;

@@ -67,6 +67,7 @@ class TextReader {
   void open_next();
   void close();
   void fill(size_t size);
+  std::string take(size_t size);
   std::optional<TextBlock> next_lines();
   TextBlock next_piece();
 

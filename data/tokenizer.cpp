@@ -5,64 +5,24 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
-#include <cstring>
 #include <unordered_map>
 
 #include "core/check.h"
 #include "data/bpe.h"
 #include "data/bpe_alphabet.h"
+#include "data/bpe_pair_table.h"
 #include "data/pretokenizer.h"
 #include "data/tokenizer_added_tokens.h"
 #include "data/tokenizer_parts.h"
+#include "data/word_cache.h"
 
 namespace lockstep {
 namespace {
 
 constexpr std::string_view kEndOfTextNames[] = {
     "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|end▁of▁sentence|>"};
-
-// Ids of words met before, one table a thread: most words of a text are few words. A word that
-// falls on another's place takes it.
-class WordCache {
- public:
-  static WordCache& of_this_thread(uint64_t tokenizer) {
-    thread_local WordCache cache;
-    if (cache.tokenizer_ != tokenizer) {
-      cache.slots_.assign(kSlots, Slot{});
-      cache.tokenizer_ = tokenizer;
-    }
-    return cache;
-  }
-
-  static constexpr size_t kMaxWord = 30, kMaxIds = 8;
-
-  struct Slot {  // one cache line
-    uint8_t length = 0, count = 0;
-    char word[kMaxWord] = {};
-    int32_t ids[kMaxIds] = {};
-
-    bool holds(std::string_view text) const {
-      return length == text.size() && std::memcmp(word, text.data(), text.size()) == 0;
-    }
-    void store(std::string_view text, const int32_t* first_id, size_t id_count) {
-      length = static_cast<uint8_t>(text.size());
-      count = static_cast<uint8_t>(id_count);
-      std::memcpy(word, text.data(), text.size());
-      std::copy_n(first_id, id_count, ids);
-    }
-  };
-  static_assert(sizeof(Slot) == 64);
-
-  Slot& slot(std::string_view word) {
-    return slots_[XXH3_64bits(word.data(), word.size()) % kSlots];
-  }
-
- private:
-  static constexpr size_t kSlots = 1 << 14;
-  uint64_t tokenizer_ = 0;
-  std::vector<Slot> slots_;
-};
 
 uint64_t next_number() {
   static std::atomic<uint64_t> last{0};
@@ -144,21 +104,68 @@ class Tokenizer::Implementation {
       return;
     }
     WordCache& cache = WordCache::of_this_thread(number_);
-    pretokenizer_.split(text, [&](std::string_view word) {
-      if (word.size() > WordCache::kMaxWord) {
-        encode_word(word, ids);
-        return;
-      }
-      WordCache::Slot& slot = cache.slot(word);
-      if (slot.holds(word)) {
-        ids.insert(ids.end(), slot.ids, slot.ids + slot.count);
-        return;
-      }
-      const size_t before = ids.size();
-      encode_word(word, ids);
-      const size_t count = ids.size() - before;
-      if (count <= WordCache::kMaxIds) slot.store(word, ids.data() + before, count);
+    const char* text_end = text.data() + text.size();
+    pretokenizer_.split_batches(text, [&](std::span<const std::string_view> words) {
+      encode_words(words, text_end, cache, ids);
     });
+  }
+
+  // At most PreTokenizer::kMaxBatch words. Where each is in the cache is found before the first is
+  // looked up there, so that memory is read at the same time for many.
+  void encode_words(std::span<const std::string_view> words, const char* text_end, WordCache& cache,
+                    std::vector<int32_t>& ids) const {
+    struct Place {
+      WordCache::Key key;
+      size_t place;
+    };
+    std::array<Place, PreTokenizer::kMaxBatch> places;
+    for (size_t i = 0; i < words.size(); i++) {
+      if (words[i].size() > WordCache::kMaxWord) continue;
+      const WordCache::Key key = WordCache::key_of(words[i], text_end);
+      places[i] = {key, cache.place_of(key)};
+      cache.prefetch(places[i].place);
+    }
+    std::array<int32_t, PreTokenizer::kMaxBatch * WordCache::kMaxIds> found;
+    size_t found_count = 0;
+    const auto add_found = [&] {
+      ids.insert(ids.end(), found.begin(), found.begin() + found_count);
+      found_count = 0;
+    };
+    for (size_t i = 0; i < words.size(); i++) {
+      if (words[i].size() > WordCache::kMaxWord) {
+        add_found();
+        encode_long_word(words[i], cache, ids);
+        continue;
+      }
+      const auto [key, place] = places[i];
+      if (const WordCache::Entry* entry = cache.find(key, place)) {
+        std::copy_n(entry->ids, WordCache::kMaxIds, found.begin() + found_count);
+        found_count += entry->count();
+        continue;
+      }
+      add_found();
+      const size_t before = ids.size();
+      encode_word(words[i], ids);
+      const size_t count = ids.size() - before;
+      if (count <= WordCache::kMaxIds) cache.store(key, place, ids.data() + before, count);
+    }
+    add_found();
+  }
+
+  void encode_long_word(std::string_view word, WordCache& cache, std::vector<int32_t>& ids) const {
+    if (word.size() > WordCache::kMaxLongWord) {
+      encode_word(word, ids);
+      return;
+    }
+    WordCache::LongEntry& entry = cache.long_entry(Hash{}(word));
+    if (entry.holds(word)) {
+      ids.insert(ids.end(), entry.ids, entry.ids + entry.count);
+      return;
+    }
+    const size_t before = ids.size();
+    encode_word(word, ids);
+    const size_t count = ids.size() - before;
+    if (count <= WordCache::kMaxLongIds) entry.store(word, ids.data() + before, count);
   }
 
   void encode_word(std::string_view word, std::vector<int32_t>& ids) const {

@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "core/file.h"
 #include "data/bpe_alphabet.h"
+#include "data/pretokenizer_pattern.h"
 #include "data/tokenizer_parts.h"
 
 // Tokenizer files by path, and tiktoken's format.
@@ -20,28 +21,12 @@ constexpr int32_t kMaxRank = 1 << 24;
 constexpr size_t kMaxTokenBytes = 4096;  // finding a token's merges takes quadratic time
 
 // How a published encoding splits text, and its special tokens: neither is in the rank file.
-// The patterns are tiktoken's and Llama 3's, in Oniguruma's words (\z for the end of the text).
 struct Encoding {
   std::string_view name;  // prefix of the file's name
   size_t num_ranks;
   std::string_view pattern;
   std::vector<std::pair<std::string, int32_t>> special_tokens;
 };
-
-constexpr std::string_view kR50kPattern =
-    R"('(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++\z|\s+(?!\S)|\s)";
-constexpr std::string_view kCl100kPattern =
-    R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}|)"
-    R"( ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++\z|\s*[\r\n]|\s+(?!\S)|\s)";
-constexpr std::string_view kLlama3Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|)"
-    R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kO200kPattern =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)?|)"
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)?|)"
-    R"(\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
 std::vector<std::pair<std::string, int32_t>> llama3_special_tokens() {
   constexpr int32_t kFirst = 128000, kCount = 256;

@@ -48,7 +48,8 @@ size_t valid_prefix(std::string_view text) {
   while (i < text.size()) {
     const size_t length = character_length(text, i);
     if (length == 0) break;
-    i = skip_ascii(text, i + length);
+    i += length;
+    if (length == 1) i = skip_ascii(text, i);
   }
   return i;
 }
@@ -57,15 +58,6 @@ size_t invalid_prefix(std::string_view text) {
   size_t i = 0;
   while (i < text.size() && character_length(text, i) == 0) i++;
   return i;
-}
-
-Character first_character(std::string_view text) {
-  const uint32_t lead = byte_at(text, 0);
-  if (lead < 0x80) return {lead, 1};
-  const auto bits = [&](size_t i) { return uint32_t{byte_at(text, i)} & 0x3Fu; };
-  if (lead < 0xE0) return {(lead & 0x1Fu) << 6 | bits(1), 2};
-  if (lead < 0xF0) return {(lead & 0x0Fu) << 12 | bits(1) << 6 | bits(2), 3};
-  return {(lead & 0x07u) << 18 | bits(1) << 12 | bits(2) << 6 | bits(3), 4};
 }
 
 void append_utf8(std::string& out, uint32_t code) {
