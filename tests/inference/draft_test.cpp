@@ -175,20 +175,28 @@ TEST_P(DraftOf, SamplesHaveTheModelsDistribution) {
     request.stream_index = i;
     request.options.max_tokens = 4;
     request.options.top_k = 4;
+    request.options.logit_bias = {{'a', 4}, {'b', 4}};  // so that the text repeats itself
     request.options.temperature = 1.5;
   }
+  DraftStatistics draft;
   const auto counts = [&](uint64_t seed) {
     for (GenerationRequest& request : requests) request.options.seed = seed;
     testing::Counts<Text> texts;
     for (const Completion& completion : run(requests, {.batch_size = 64})) {
       texts[completion.tokens]++;
+      if (!completion.statistics.draft) continue;
+      draft.proposed += completion.statistics.draft->proposed;
+      draft.accepted += completion.statistics.draft->accepted;
     }
     return texts;
   };
   const testing::Counts<Text> direct = counts(0);
-  EXPECT_GT(direct.size(), 100u);
+  EXPECT_GT(direct.size(), 30u);
   with(GetParam() == std::string("gpt2") ? "near" : "lookup");
   EXPECT_TRUE(testing::from_one_distribution(direct, counts(1)));
+  EXPECT_GT(draft.proposed, 10000);
+  EXPECT_GT(draft.accepted, draft.proposed / 10);
+  EXPECT_LT(draft.accepted, draft.proposed - draft.proposed / 10);
 }
 
 TEST_P(DraftOf, TextsEndWithinAPass) {
