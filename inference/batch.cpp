@@ -42,12 +42,12 @@ std::vector<int32_t> prompt_tokens(const std::string& prompt, const Tokenizer& t
 }  // namespace
 
 Batch::Running::Running(const GenerationRequest& of, Waiting waiting, KvSequence sequence,
-                        int64_t pages_needed)
+                        int64_t bytes_needed)
     : request(of),
       index(waiting.index),
       prompt_size(waiting.tokens.size()),
       most(waiting.most),
-      pages(pages_needed),
+      bytes(bytes_needed),
       tokens(std::move(waiting.tokens)),
       text(of.options.stop, of.on_text) {
   completion.finish_reason =
@@ -65,6 +65,7 @@ Batch::Batch(const BatchModel& model, std::span<const GenerationRequest> request
       limits_(limits),
       on_done_(on_done),
       interrupted_(interrupted),
+      logits_(model.decoder, model.precision, model.device),
       buffers_(static_cast<size_t>(num_threads())) {
   CHECK(limits.batch_size >= 1);
   int64_t longest = 0;
@@ -76,14 +77,18 @@ Batch::Batch(const BatchModel& model, std::span<const GenerationRequest> request
   const int64_t page_size = model.device == Device::cpu ? kPageTokens : round_up(longest, 4);
   pages_ =
       std::make_unique<KvPages>(model.decoder.config(), page_size, model.precision, model.device);
+  if (model.draft) {
+    drafter_.emplace(*model.draft, model.precision, model.device, page_size, known(),
+                     model.tokenizer.end_of_text());
+  }
   for (const Waiting& w : waiting_) {
-    const int64_t bytes = pages_for(w) * pages_->page_bytes();
-    if (bytes <= limits.kv_cache_bytes) continue;
+    if (bytes_for(w) <= limits.kv_cache_bytes) continue;
     throw UsageError(
-        "{}keys and values of {} tokens{} need {}, and --kv-cache-memory is {}: raise it, or lower "
-        "--max-tokens",
+        "{}keys and values of {} tokens{}{} need {}, and --kv-cache-memory is {}: raise it, or "
+        "lower --max-tokens",
         which(w.index), w.room, w.num_beams > 1 ? fmt::format(" in {} beams", w.num_beams) : "",
-        size_text(bytes), size_text(limits.kv_cache_bytes));
+        model.draft && model.draft->decoder != nullptr ? ", the draft's too," : "",
+        size_text(bytes_for(w)), size_text(limits.kv_cache_bytes));
   }
 }
 
@@ -98,6 +103,9 @@ Batch::Waiting Batch::wait(size_t index) const {
   try {
     validate(options);
     validate_tokens(options, model_.tokenizer.vocab_size());
+    if (model_.draft && options.beams.on()) {
+      throw UsageError("--draft contradicts --num-beams: a draft proposes one text; leave one out");
+    }
     std::vector<int32_t> tokens =
         prompt_tokens(requests_[index].prompt, model_.tokenizer, config.context_length);
     const auto size = static_cast<int64_t>(tokens.size());
@@ -116,25 +124,35 @@ void Batch::run() {
   }
 }
 
-// Pages that a request may come to need. Beams have the whole pages of the prompt in common.
-int64_t Batch::pages_for(const Waiting& waiting) const {
-  const int64_t common = static_cast<int64_t>(waiting.tokens.size()) / pages_->page_size();
-  return common + waiting.num_beams * (pages_->pages_for(waiting.room) - common);
+// Memory for keys and values that a request may come to need. Beams have the whole pages of the
+// prompt in common. What is proposed stays within the room that the text may take.
+int64_t Batch::bytes_for(const Waiting& waiting) const {
+  const auto prompt_size = static_cast<int64_t>(waiting.tokens.size());
+  const int64_t common = prompt_size / pages_->page_size();
+  const int64_t pages = common + waiting.num_beams * (pages_->pages_for(waiting.room) - common);
+  return pages * pages_->page_bytes() +
+         (drafter_ ? drafter_->bytes_for(prompt_size, waiting.room) : 0);
 }
 
-// Pages that those who run may still take.
-int64_t Batch::outstanding_pages() const {
-  int64_t count = 0;
-  for (const auto& running : running_) count += running->pages - distinct_pages(running->sequences);
-  return count;
+int64_t Batch::bytes_of(const Running& running) const {
+  return distinct_pages(running.sequences) * pages_->page_bytes() +
+         (drafter_ ? drafter_->bytes_of(running.draft) : 0);
+}
+
+// Memory that those who run may still take.
+int64_t Batch::outstanding_bytes() const {
+  int64_t bytes = 0;
+  for (const auto& running : running_) bytes += running->bytes - bytes_of(*running);
+  return bytes;
 }
 
 // Whether a request that has this sequence so far can run beside those who do.
 bool Batch::has_room(const Waiting& next, const KvSequence& sequence) const {
   if (static_cast<int64_t>(running_.size()) == limits_.batch_size) return false;
-  const int64_t taken = pages_->in_use() + outstanding_pages();
-  const int64_t limit = limits_.kv_cache_bytes / pages_->page_bytes();
-  return taken + pages_for(next) - sequence.num_pages() <= limit;
+  const int64_t taken = pages_->in_use() * pages_->page_bytes() +
+                        (drafter_ ? drafter_->bytes_in_use() : 0) + outstanding_bytes();
+  const int64_t held = sequence.num_pages() * pages_->page_bytes();
+  return taken + bytes_for(next) - held <= limits_.kv_cache_bytes;
 }
 
 // Takes up the next requests: as many as have room, and whose prompts go through the model
@@ -155,9 +173,10 @@ size_t Batch::admit() {
       first_pages.push_back(std::move(first));
     }
     const GenerationRequest& request = requests_[next.index];
-    const int64_t pages = pages_for(next);
+    const int64_t bytes = bytes_for(next);
     running_.push_back(
-        std::make_unique<Running>(request, std::move(next), std::move(sequence), pages));
+        std::make_unique<Running>(request, std::move(next), std::move(sequence), bytes));
+    if (drafter_) running_.back()->completion.statistics.draft.emplace();
     waiting_.pop_front();
   }
   return count;
@@ -171,7 +190,7 @@ void Batch::compute_prompts(size_t count) {
     KvSequence& sequence = running->sequences.front();
     batch.push_back({&sequence, std::span(running->tokens).subspan(sequence.length())});
   }
-  const std::span<const float> logits = forward(batch, kernels::Rows::in_tiles);
+  const std::span<const float> logits = logits_.after(batch, kernels::Rows::in_tiles);
   for (const auto& running : added) {
     running->sequences.front().publish(running->tokens);
     running->prompt_done = Clock::now();
@@ -188,73 +207,94 @@ void Batch::compute_prompts(size_t count) {
   remove_ended();
 }
 
-// The next token of all that run.
+// Proposals for all that run, as many as the text has room for beside the token that a pass brings
+// in any case.
+void Batch::draft() {
+  std::vector<Drafter::Task> tasks;
+  for (const auto& running : running_) {
+    Running& r = *running;
+    const int64_t most = r.most - static_cast<int64_t>(r.completion.tokens.size()) - 1;
+    tasks.push_back({r.draft, r.tokens, r.prompt_size, r.request.options, r.request.stream_index,
+                     most, r.completion.statistics});
+  }
+  drafter_->propose(tasks, buffers_);
+}
+
+// The next token of all that run, and what may follow it.
 void Batch::compute_next() {
+  if (drafter_) draft();
   std::vector<NewTokens> batch;
   for (const auto& running : running_) {
-    for (size_t n = 0; n < running->sequences.size(); n++) {
-      const int32_t& last =
-          running->beams ? running->beams->beams()[n].tokens.back() : running->tokens.back();
-      batch.push_back({&running->sequences[n], std::span(&last, 1)});
+    if (running->beams) {
+      for (size_t n = 0; n < running->sequences.size(); n++) {
+        const int32_t& last = running->beams->beams()[n].tokens.back();
+        batch.push_back({&running->sequences[n], std::span(&last, 1)});
+      }
+    } else {
+      const size_t count = 1 + running->draft.proposals.size();
+      batch.push_back({&running->sequences.front(), std::span(running->tokens).last(count),
+                       static_cast<int64_t>(count)});
     }
   }
-  const std::span<const float> logits = forward(batch, kernels::Rows::one_by_one);
-  const auto count = static_cast<int64_t>(running_.size());
-  const int64_t token_bytes = pages_->page_bytes() / pages_->page_size();
-  for (const auto& running : running_) {
-    GenerationStatistics& statistics = running->completion.statistics;
-    statistics.passes++;
-    statistics.passes_bytes += model_.pass_bytes / count;
-    for (const KvSequence& sequence : running->sequences) {
-      statistics.passes_bytes += token_bytes * sequence.length();
-    }
-  }
+  const std::span<const float> logits = logits_.after(batch, kernels::Rows::one_by_one);
+  for (const auto& running : running_) count_pass(*running);
   choose(running_, logits);
   remove_ended();
 }
 
-// The logits (V) after each of the new tokens, one behind the other.
-std::span<const float> Batch::forward(std::span<const NewTokens> batch, kernels::Rows rows) {
-  const auto count = static_cast<int64_t>(batch.size());
-  const ModelConfig& config = model_.decoder.config();
-  if (count * config.vocab_size > logits_.tensor().size()) {
-    hidden_ = Buffer(model_.precision, {count, config.hidden_size}, model_.device);
-    logits_ = Buffer(DType::fp32, {count, config.vocab_size});
+void Batch::count_pass(Running& running) const {
+  GenerationStatistics& statistics = running.completion.statistics;
+  statistics.passes++;
+  statistics.passes_bytes += model_.pass_bytes / static_cast<int64_t>(running_.size());
+  const int64_t token_bytes = pages_->page_bytes() / pages_->page_size();
+  for (const KvSequence& sequence : running.sequences) {
+    statistics.passes_bytes += token_bytes * sequence.length();
   }
-  const Tensor hidden = hidden_.tensor().slice(0, count), logits = logits_.tensor().slice(0, count);
-  model_.decoder.forward(batch, rows, hidden);
-  model_.decoder.logits(logits, hidden);
-  return {logits.as<float>(), static_cast<size_t>(logits.size())};
 }
 
 void Batch::choose(std::span<const std::unique_ptr<Running>> running,
                    std::span<const float> logits) {
   for (const auto& r : running) {
     GenerationStatistics& statistics = r->completion.statistics;
-    const int64_t pages = distinct_pages(r->sequences);
-    statistics.kv_cache_bytes = std::max(statistics.kv_cache_bytes, pages * pages_->page_bytes());
-    statistics.kv_cache_tokens = std::max(statistics.kv_cache_tokens, pages * pages_->page_size());
+    const int64_t tokens = distinct_pages(r->sequences) * pages_->page_size();
+    statistics.kv_cache_bytes = std::max(statistics.kv_cache_bytes, bytes_of(*r));
+    statistics.kv_cache_tokens = std::max(statistics.kv_cache_tokens, tokens);
   }
   if (interrupted_ && interrupted_()) return interrupt();
   const auto vocab_size = static_cast<size_t>(model_.decoder.config().vocab_size);
   std::vector<std::span<const float>> own;  // logits of each
   for (const auto& r : running) {
-    own.push_back(logits.first(r->sequences.size() * vocab_size));
+    own.push_back(logits.first((r->sequences.size() + r->draft.proposals.size()) * vocab_size));
     logits = logits.subspan(own.back().size());
   }
-  std::vector<int32_t> tokens(running.size());
+  std::vector<NextTokens> next(running.size());
   parallel_for(static_cast<int64_t>(running.size()), 1, [&](int64_t n, int64_t) {
     const Running& r = *running[n];
     if (r.beams) return;
-    tokens[n] = sample(own[n].first(known()), {r.tokens, r.prompt_size}, r.request.options,
-                       r.request.stream_index, buffers_[thread_index()]);
+    next[n] = next_tokens(own[n], known(), {r.tokens, r.prompt_size}, r.draft.proposals,
+                          r.request.options, r.request.stream_index, model_.tokenizer.end_of_text(),
+                          buffers_[thread_index()]);
   });
   for (size_t n = 0; n < running.size(); n++) {
     if (running[n]->beams) {
       advance(*running[n], own[n]);
     } else {
-      take(*running[n], tokens[n], own[n]);
+      take_all(*running[n], next[n], own[n]);
     }
+  }
+}
+
+// Takes the tokens of a pass until the text ends. Keys and values of proposals that were not
+// accepted are forgotten.
+void Batch::take_all(Running& running, const NextTokens& next, std::span<const float> logits) {
+  const size_t before = running.tokens.size() - running.draft.proposals.size();
+  running.tokens.resize(before);
+  running.sequences.front().truncate(static_cast<int64_t>(before) + next.accepted);
+  if (drafter_) Drafter::settle(running.draft, static_cast<int64_t>(before), next);
+  const auto vocab_size = static_cast<size_t>(model_.decoder.config().vocab_size);
+  for (size_t n = 0; n < next.tokens.size() && !running.ended; n++) {
+    take(running, next.tokens[n], logits.subspan(n * vocab_size, vocab_size));
+    if (static_cast<int64_t>(n) < next.accepted) running.completion.statistics.draft->accepted++;
   }
 }
 

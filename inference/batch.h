@@ -8,12 +8,15 @@
 #include <vector>
 
 #include "inference/beam_search.h"
+#include "inference/drafter.h"
 #include "inference/generator.h"
 #include "inference/text_stream.h"
+#include "inference/token_logits.h"
 #include "model/decoder.h"
 
 // Requests that run together, continuously (Yu et al., "Orca", 2022): each pass computes the next
-// token of all of them, and a request that ends leaves its place to the next at once.
+// token of all of them (with a draft: some, inference/speculation.h), and a request that ends
+// leaves its place to the next at once.
 //
 // A request is admitted, in order, when there is a place, and memory for all that it may come to
 // need: it never has to stop midway, or to be computed again, for want of memory. (Computed again,
@@ -27,6 +30,7 @@ struct BatchModel {
   DType precision;
   Device device;
   int64_t pass_bytes;  // of the weights that a pass reads
+  std::optional<DraftSource> draft = {};
 };
 
 class Batch {
@@ -47,13 +51,15 @@ class Batch {
     int64_t num_beams;
   };
   struct Running {
-    Running(const GenerationRequest& of, Waiting waiting, KvSequence sequence, int64_t pages);
+    Running(const GenerationRequest& of, Waiting waiting, KvSequence sequence, int64_t bytes);
     const GenerationRequest& request;
     const size_t index, prompt_size;
-    const int64_t most, pages;          // pages: that it may come to need
-    std::vector<int32_t> tokens;        // prompt, then what was generated (not by beams)
+    const int64_t most, bytes;          // bytes: of keys and values that it may come to need
+    std::vector<int32_t> tokens;        // prompt, then what was generated (not by beams), then, in
+                                        // a pass, what the draft proposes
     std::vector<KvSequence> sequences;  // one, or one a beam
     std::optional<BeamSearch> beams;
+    Draft draft;
     TextStream text;
     Completion completion;
     std::optional<FinishReason> ended;
@@ -64,14 +70,17 @@ class Batch {
   size_t known() const { return static_cast<size_t>(model_.tokenizer.vocab_size()); }
   std::string which(size_t index) const;
   Waiting wait(size_t index) const;
-  int64_t pages_for(const Waiting& waiting) const;
-  int64_t outstanding_pages() const;
+  int64_t bytes_for(const Waiting& waiting) const;
+  int64_t bytes_of(const Running& running) const;
+  int64_t outstanding_bytes() const;
   bool has_room(const Waiting& next, const KvSequence& sequence) const;
   size_t admit();
   void compute_prompts(size_t count);
+  void draft();
   void compute_next();
-  std::span<const float> forward(std::span<const NewTokens> batch, kernels::Rows rows);
+  void count_pass(Running& running) const;
   void choose(std::span<const std::unique_ptr<Running>> running, std::span<const float> logits);
+  void take_all(Running& running, const NextTokens& next, std::span<const float> logits);
   void take(Running& running, int32_t token, std::span<const float> logits) const;
   bool ends(const Running& running, const Beam& beam, int32_t token) const;
   void advance(Running& running, std::span<const float> logits) const;
@@ -88,8 +97,9 @@ class Batch {
   const std::function<bool()>& interrupted_;
   std::deque<Waiting> waiting_;
   std::unique_ptr<KvPages> pages_;
+  std::optional<Drafter> drafter_;
   std::vector<std::unique_ptr<Running>> running_;
-  Buffer hidden_, logits_;                // of a row for each new token
+  TokenLogits logits_;
   std::vector<SamplingBuffers> buffers_;  // of each thread
 };
 

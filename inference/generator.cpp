@@ -34,21 +34,22 @@ class Generator::Implementation {
         tokenizer_(Tokenizer::from_json(checkpoint.info().tokenizer_json,
                                         checkpoint.path().string() + ": tokenizer")),
         weights_(checkpoint, precision, device),
-        decoder_(checkpoint.info().model, weights_.parameters()) {
-    if (tokenizer_.vocab_size() > config().vocab_size) {
-      throw DataError("{}: the tokenizer has {} tokens, the model {}", checkpoint.path().string(),
-                      tokenizer_.vocab_size(), config().vocab_size);
-    }
+        decoder_(checkpoint.info().model, weights_.parameters()),
+        path_(checkpoint.path().string()) {
+    check_vocabulary(checkpoint);
   }
 
   const ModelConfig& config() const { return decoder_.config(); }
   const Tokenizer& tokenizer() const { return tokenizer_; }
 
+  void draft_with(const Checkpoint& draft);
+  void draft_by_prompt_lookup() { draft_source_.emplace(); }
+
   void generate(std::span<const GenerationRequest> requests, const BatchLimits& limits,
                 const std::function<void(size_t, Completion)>& on_done,
                 const std::function<bool()>& interrupted) {
-    Batch({decoder_, tokenizer_, precision_, device_, weights_.bytes_read_a_token()}, requests,
-          limits, on_done, interrupted)
+    Batch({decoder_, tokenizer_, precision_, device_, weights_.bytes_read_a_token(), draft_source_},
+          requests, limits, on_done, interrupted)
         .run();
   }
 
@@ -65,6 +66,17 @@ class Generator::Implementation {
   }
 
  private:
+  struct DraftModel {
+    Weights weights;
+    Decoder decoder;
+  };
+
+  // Whether a model that reads and writes this tokenizer's ids has all of them.
+  void check_vocabulary(const Checkpoint& checkpoint) const {
+    if (tokenizer_.vocab_size() <= checkpoint.info().model.vocab_size) return;
+    throw DataError("{}: the tokenizer has {} tokens, the model {}", checkpoint.path().string(),
+                    tokenizer_.vocab_size(), checkpoint.info().model.vocab_size);
+  }
   // For one sequence, which shares nothing: of one page, as a GPU's kernels need it.
   KvPages one_page(int64_t tokens) const {
     return KvPages(config(), round_up(tokens, 4), precision_, device_);
@@ -83,7 +95,26 @@ class Generator::Implementation {
   const Tokenizer tokenizer_;
   const Weights weights_;
   Decoder decoder_;
+  const std::string path_;
+  std::unique_ptr<DraftModel> draft_model_;
+  std::optional<DraftSource> draft_source_;
 };
+
+void Generator::Implementation::draft_with(const Checkpoint& draft) {
+  const Tokenizer of_draft =
+      Tokenizer::from_json(draft.info().tokenizer_json, draft.path().string() + ": tokenizer");
+  if (of_draft.fingerprint() != tokenizer_.fingerprint()) {
+    throw DataError(
+        "the draft {} has another tokenizer than the model {}: its tokens mean other text\n"
+        "take a draft that was trained on a dataset with the model's tokenizer, or prompt-lookup",
+        draft.path().string(), path_);
+  }
+  check_vocabulary(draft);
+  Weights weights(draft, precision_, device_);
+  Decoder decoder(draft.info().model, weights.parameters());
+  draft_model_ = std::make_unique<DraftModel>(std::move(weights), std::move(decoder));
+  draft_source_ = {&draft_model_->decoder, draft_model_->weights.bytes_read_a_token()};
+}
 
 // Of all tokens but the first, which the sequence does not hold yet. Leaves it as it was.
 ContinuationScore Generator::Implementation::score_after(std::span<const int32_t> tokens,
@@ -140,6 +171,9 @@ Generator::~Generator() = default;
 
 const ModelConfig& Generator::config() const { return implementation_->config(); }
 const Tokenizer& Generator::tokenizer() const { return implementation_->tokenizer(); }
+
+void Generator::draft_with(const Checkpoint& draft) { implementation_->draft_with(draft); }
+void Generator::draft_by_prompt_lookup() { implementation_->draft_by_prompt_lookup(); }
 
 void Generator::generate(std::span<const GenerationRequest> requests, const BatchLimits& limits,
                          const std::function<void(size_t, Completion)>& on_done,

@@ -3,6 +3,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,18 +20,25 @@ namespace lockstep {
 enum class FinishReason { length, stop, end_of_text, context, interrupted };
 std::string_view name(FinishReason reason);
 
+// Of the tokens that a draft proposed (inference/speculation.h).
+struct DraftStatistics {
+  int64_t proposed = 0, accepted = 0;  // accepted: into the text, its end included
+};
+
 struct GenerationStatistics {
   int64_t prompt_tokens = 0;
   int64_t shared_tokens = 0;       // of them, whose keys and values another request had computed
   double prompt_seconds = 0;       // of the pass over the others, and over prompts beside this one
   double first_token_seconds = 0;  // from the request's start to the choice of the first token
-  // After the first token: passes over one token each, what they took, choices, text and the rest
-  // of the batch included, and what they had to read: the request's share of every weight that
-  // takes part, and its keys and values so far.
+  // After the first token: passes, each over one token and what a draft proposes after it, what
+  // they took, choices, text and the rest of the batch included, and what they and the draft had to
+  // read: the request's share of every weight that takes part, and its keys and values so far. A
+  // pass brings one token and those that are accepted.
   int64_t passes = 0;
   double passes_seconds = 0;
   int64_t passes_bytes = 0;
-  int64_t kv_cache_bytes = 0, kv_cache_tokens = 0;  // room of its pages
+  int64_t kv_cache_bytes = 0, kv_cache_tokens = 0;  // room of its pages; the draft's: bytes alone
+  std::optional<DraftStatistics> draft;
 };
 
 // What beam search returns.
@@ -79,8 +87,14 @@ class Generator {
   const ModelConfig& config() const;
   const Tokenizer& tokenizer() const;
 
+  // From now on a draft proposes tokens (inference/speculation.h): this model, in the same
+  // precision and on the same device, or what stands in the text already
+  // (inference/prompt_lookup.h). Throws DataError when the draft has another tokenizer.
+  void draft_with(const Checkpoint& draft);
+  void draft_by_prompt_lookup();
+
   // Runs requests together (inference/batch.h), and hands each over when it is done, with its place
-  // in `requests`. Asks `interrupted`, if there is one, before each token whether all end here. On
+  // in `requests`. Asks `interrupted`, if there is one, after each pass whether all end here. On
   // the CPU, a completion but for its times and shares is the same in any batch.
   //
   // Throws UsageError when a prompt does not fit the context or the memory, and for options that do

@@ -7,22 +7,6 @@
 #include "core/random.h"
 
 namespace lockstep {
-namespace {
-
-// Keeps these random numbers apart from others of the same seed.
-constexpr uint64_t kKey = 0x53414d504c494e47;
-
-// Uniform in [0, 1), a multiple of 2^-53.
-double draw(uint64_t seed, uint64_t stream_index, uint64_t position) {
-  const PhiloxCounter random =
-      philox({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32),
-              static_cast<uint32_t>(stream_index), static_cast<uint32_t>(stream_index >> 32)},
-             philox_key(seed ^ kKey));
-  return std::ldexp(static_cast<double>(uint64_t{random[0]} << 21 | random[1] >> 11), -53);
-}
-
-}  // namespace
-
 void check_logits(std::span<const float> logits) {
   CHECK(!logits.empty());
   bool any = false;
@@ -37,8 +21,9 @@ void check_logits(std::span<const float> logits) {
   if (!any) throw DataError("the model gives no token a probability");
 }
 
-std::span<const Candidate> candidates(std::span<const float> logits, const History& history,
-                                      const SamplingOptions& options, SamplingBuffers& buffers) {
+std::span<const Candidate> candidates_or_none(std::span<const float> logits, const History& history,
+                                              const SamplingOptions& options,
+                                              SamplingBuffers& buffers) {
   check_logits(logits);
   std::vector<double>& scores = buffers.scores;
   std::vector<Candidate>& kept = buffers.candidates;
@@ -46,12 +31,7 @@ std::span<const Candidate> candidates(std::span<const float> logits, const Histo
   buffers.counts.resize(logits.size());
   process_logits(scores, history, options, buffers.counts);
   const auto best = std::max_element(scores.begin(), scores.end());
-  if (*best == -INFINITY) {
-    throw UsageError(
-        "no token is left to choose: --forbid, --forbid-first and --no-repeat-ngram-size rule out "
-        "all {} of them",
-        logits.size());
-  }
+  if (*best == -INFINITY) return {};
   if (options.greedy || options.temperature == 0) {
     kept.assign({{static_cast<int32_t>(best - scores.begin()), 1}});
     return kept;
@@ -64,19 +44,42 @@ std::span<const Candidate> candidates(std::span<const float> logits, const Histo
   return kept;
 }
 
-int32_t sample(std::span<const float> logits, const History& history,
-               const SamplingOptions& options, uint64_t stream_index, SamplingBuffers& buffers) {
-  const auto kept = candidates(logits, history, options, buffers);
-  const double place = draw(options.seed, stream_index, history.tokens.size());
+std::span<const Candidate> candidates(std::span<const float> logits, const History& history,
+                                      const SamplingOptions& options, SamplingBuffers& buffers) {
+  const auto kept = candidates_or_none(logits, history, options, buffers);
+  if (!kept.empty()) return kept;
+  throw UsageError(
+      "no token is left to choose: --forbid, --forbid-first and --no-repeat-ngram-size rule out "
+      "all {} of them",
+      logits.size());
+}
+
+double random_number(Purpose purpose, uint64_t seed, uint64_t stream_index, uint64_t place) {
+  // Keep these random numbers apart from others of the same seed.
+  constexpr uint64_t kKeys[] = {0x53414d504c494e47, 0x4452414654494e47, 0x414343455054494e};
+  const PhiloxCounter random =
+      philox({static_cast<uint32_t>(place), static_cast<uint32_t>(place >> 32),
+              static_cast<uint32_t>(stream_index), static_cast<uint32_t>(stream_index >> 32)},
+             philox_key(seed ^ kKeys[static_cast<size_t>(purpose)]));
+  return std::ldexp(static_cast<double>(uint64_t{random[0]} << 21 | random[1] >> 11), -53);
+}
+
+int32_t pick(std::span<const Candidate> candidates, double at) {
   double sum = 0;
-  for (const Candidate& candidate : kept) {
+  for (const Candidate& candidate : candidates) {
     sum += candidate.probability;
-    if (place < sum) return candidate.token;
+    if (at < sum) return candidate.token;
   }
   // The rounded sum of all may fall short of 1: the last that can come at all.
-  const auto last = std::find_if(kept.rbegin(), kept.rend(),
+  const auto last = std::find_if(candidates.rbegin(), candidates.rend(),
                                  [](const Candidate& c) { return c.probability > 0; });
   return last->token;
+}
+
+int32_t sample(std::span<const float> logits, const History& history,
+               const SamplingOptions& options, uint64_t stream_index, SamplingBuffers& buffers) {
+  return pick(candidates(logits, history, options, buffers),
+              random_number(Purpose::choice, options.seed, stream_index, history.tokens.size()));
 }
 
 PlaceLogprobs logprobs(std::span<const float> logits, int32_t token, int64_t count,

@@ -15,7 +15,7 @@ namespace lockstep {
 struct SamplingBuffers {
   std::vector<double> scores, sorted;
   std::vector<int32_t> counts;
-  std::vector<Candidate> candidates, by_typicality;
+  std::vector<Candidate> candidates, by_typicality, residual;
 };
 
 // Throws DataError when a logit is NaN or positive infinity, or all are negative infinity.
@@ -30,9 +30,21 @@ void check_logits(std::span<const float> logits);
 std::span<const Candidate> candidates(std::span<const float> logits, const History& history,
                                       const SamplingOptions& options, SamplingBuffers& buffers);
 
-// One of the candidates, drawn by inverting their cumulative sum at a random number that is a
-// function of options.seed, `stream_index` (the prompt's place) and the token's place in its
-// sequence alone.
+// The same, or none when the options rule out every token.
+std::span<const Candidate> candidates_or_none(std::span<const float> logits, const History& history,
+                                              const SamplingOptions& options,
+                                              SamplingBuffers& buffers);
+
+// Uniform in [0, 1), a multiple of 2^-53: a function of the arguments alone. Numbers of different
+// purposes are independent. `place`: of the token in its sequence.
+enum class Purpose : uint64_t { choice, draft, acceptance };
+double random_number(Purpose purpose, uint64_t seed, uint64_t stream_index, uint64_t place);
+
+// The first candidate up to which the probabilities add up to more than `at`, in [0, 1).
+int32_t pick(std::span<const Candidate> candidates, double at);
+
+// One of the candidates, picked by a random number that is a function of options.seed,
+// `stream_index` (the prompt's place) and the token's place in its sequence alone.
 int32_t sample(std::span<const float> logits, const History& history,
                const SamplingOptions& options, uint64_t stream_index, SamplingBuffers& buffers);
 

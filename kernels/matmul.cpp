@@ -15,25 +15,23 @@ template <class T>
 void forward_one_by_one(const Tensor& y, const T* x, const T* weight, const T* bias, int64_t rows,
                         int64_t inputs, int64_t outputs) {
   constexpr int64_t kOutputs = 16;  // a task
+  constexpr int64_t kTogether = 8;  // rows that an output's weights serve while they are in reach
   parallel_for(outputs, kOutputs, [&](int64_t first, int64_t end) {
-    const auto store = [&](int64_t n, float* sums) {
-      for (int64_t o = first; bias != nullptr && o < end; o++) sums[o - first] += to_float(bias[o]);
-      with_float_type(y.dtype(), [&](auto tag) {
-        using Y = typename decltype(tag)::type;
-        narrow(y.as<Y>() + n * outputs + first, sums, end - first);
-      });
-    };
-    const T* part = weight + first * inputs;
-    float sums[kOutputs], sums_of_next[kOutputs];
-    for (int64_t n = 0; n < rows; n += 2) {
-      const T* row = x + n * inputs;
-      if (n + 1 == rows) {
-        dots(sums, row, part, inputs, end - first, inputs);
-      } else {
-        dots_of_two(sums, sums_of_next, row, row + inputs, part, inputs, end - first, inputs);
-        store(n + 1, sums_of_next);
+    float sums[kTogether * kOutputs];
+    for (int64_t begin = 0; begin < rows; begin += kTogether) {
+      const int64_t count = std::min(kTogether, rows - begin);
+      dots_of_rows(sums, kOutputs, x + begin * inputs, count, weight + first * inputs, inputs,
+                   end - first, inputs);
+      for (int64_t n = 0; n < count; n++) {
+        float* row = sums + n * kOutputs;
+        for (int64_t o = 0; bias != nullptr && o < end - first; o++) {
+          row[o] += to_float(bias[first + o]);
+        }
+        with_float_type(y.dtype(), [&](auto tag) {
+          using Y = typename decltype(tag)::type;
+          narrow(y.as<Y>() + (begin + n) * outputs + first, row, end - first);
+        });
       }
-      store(n, sums);
     }
   });
 }

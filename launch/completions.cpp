@@ -47,6 +47,9 @@ void print_json(const std::string& prompt, const Completion& completion,
                          {"finish_reason", name(completion.finish_reason)},
                          {"tokens_per_second", tokens_per_second(completion)}};
   if (!completion.logprobs.empty()) object["logprobs"] = to_json(completion.logprobs, tokenizer);
+  if (const auto& draft = completion.statistics.draft) {
+    object["draft"] = {{"proposed", draft->proposed}, {"accepted", draft->accepted}};
+  }
   for (const ScoredText& beam : completion.beams) {
     object["beams"].push_back({{"text", beam.text},
                                {"tokens", beam.tokens},
@@ -76,12 +79,19 @@ void StatisticsPrinter::print(const Completion& completion) {
   line("KV cache",
        fmt::format("{} for {}", size_text(s.kv_cache_bytes), plural(s.kv_cache_tokens, "token")));
   if (s.passes == 0) return;
-  line("then", fmt::format("{} in {:.2f} ms, {:.1f} tokens/s", plural(s.passes, "token"),
-                           1e3 * s.passes_seconds, rate(s.passes, s.passes_seconds)));
+  const int64_t tokens = s.passes + (s.draft ? s.draft->accepted : 0);
+  line("then", fmt::format("{} in {:.2f} ms, {:.1f} tokens/s", plural(tokens, "token"),
+                           1e3 * s.passes_seconds, rate(tokens, s.passes_seconds)));
+  if (s.draft) {
+    line("draft", fmt::format("{} of {} accepted ({:.1f} %), {:.2f} tokens a pass",
+                              s.draft->accepted, plural(s.draft->proposed, "token"),
+                              100 * rate(s.draft->accepted, static_cast<double>(s.draft->proposed)),
+                              rate(tokens, static_cast<double>(s.passes))));
+  }
   if (!memory_rate_) memory_rate_ = memory_rate(device_);
   const double read = rate(s.passes_bytes, s.passes_seconds), share = read / *memory_rate_;
   line("memory", fmt::format("{} a token, {:.2f} GB/s: {:.1f} % of the {:.2f} GB/s measured here{}",
-                             size_text(s.passes_bytes / s.passes), read / 1e9, 100 * share,
+                             size_text(s.passes_bytes / tokens), read / 1e9, 100 * share,
                              *memory_rate_ / 1e9, share > 1 ? " (the caches hold much)" : ""));
 }
 

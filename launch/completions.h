@@ -26,8 +26,9 @@ enum class OutputFormat { text, json };
 // Shows the completions of requests that run together in the order of the requests, each as soon as
 // those before it have ended. As text: the prompt and the text as it comes, on standard output, and
 // a line about it on standard error. As JSON: one object a line with prompt, text, tokens,
-// finish_reason, tokens_per_second, where they were asked for logprobs, and of beam search beams: a
-// list of text, tokens, finish_reason and score.
+// finish_reason, tokens_per_second, where they were asked for logprobs, with a draft how many
+// tokens it proposed and how many were accepted, and of beam search beams: a list of text, tokens,
+// finish_reason and score.
 class CompletionOutput {
  public:
   CompletionOutput(OutputFormat format, const Tokenizer& tokenizer, StatisticsPrinter* statistics)

@@ -15,7 +15,7 @@ namespace lockstep::launch {
 namespace {
 
 struct GenerateOptions {
-  std::filesystem::path checkpoint, prompt_file;
+  std::filesystem::path checkpoint, draft, prompt_file;
   std::vector<std::string> prompts;
   bool interactive = false;
   RequestOptions request;
@@ -32,6 +32,10 @@ OptionTable options(GenerateOptions& o) {
   table.group("Model");
   table.add("checkpoint", path(o.checkpoint, "PATH"),
             "a run folder, a step folder or an exported model.h5 (of a run: its newest good one)");
+  table.add("draft", path(o.draft, "CHECKPOINT|prompt-lookup"),
+            "a smaller model of the same tokenizer, or what stands in the text already, proposes "
+            "tokens, several of which one pass of the model checks: faster, the same distribution "
+            "of texts, with --greedy the same text");
   table.group("Prompts");
   table.add("prompt", texts(o.prompts, "TEXT"), "text to continue; may be given several times");
   table.add("prompt-file", path(o.prompt_file, "FILE"),
@@ -92,6 +96,17 @@ std::vector<Request> gather_requests(const GenerateOptions& o) {
   return requests;
 }
 
+void add_draft(Generator& generator, const std::filesystem::path& path) {
+  if (path.empty()) return;
+  if (path == "prompt-lookup") return generator.draft_by_prompt_lookup();
+  const Checkpoint draft = Checkpoint::open(path);
+  generator.draft_with(draft);
+  const int64_t context = draft.info().model.context_length;
+  if (context >= generator.config().context_length) return;
+  fmt::print(stderr, "the context of the draft holds {} tokens: nothing is drafted after them\n",
+             context);
+}
+
 BatchLimits limits(const GenerateOptions& o, Device device) {
   const int64_t half = device == Device::cpu ? this_machine().memory_free_bytes / 2
                                              : this_gpu(cuda_device()).memory_bytes / 2;
@@ -112,6 +127,7 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   const Compute compute = start_compute(o.compute, nullptr);
   const Checkpoint checkpoint = Checkpoint::open(o.checkpoint);
   Generator generator(checkpoint, compute.precision, compute.device);
+  add_draft(generator, o.draft);
   const Tokenizer& tokenizer = generator.tokenizer();
   StatisticsPrinter statistics(compute.device);
   if (o.interactive) {

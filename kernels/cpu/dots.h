@@ -9,10 +9,11 @@ namespace lockstep::kernels::cpu {
 template <class T>
 void dots(float* out, const T* x, const T* rows, int64_t stride, int64_t count, int64_t n);
 
-// The same for x and for y, with the same bits, reading `rows` once.
+// The same of `rows_of_x` rows x, each with the same bits, reading every row of `rows` once for up
+// to four of them: out[m * stride_of_out + j] = sum_i x[m * n + i] * rows[j * stride + i].
 template <class T>
-void dots_of_two(float* out, float* out_y, const T* x, const T* y, const T* rows, int64_t stride,
-                 int64_t count, int64_t n);
+void dots_of_rows(float* out, int64_t stride_of_out, const T* x, int64_t rows_of_x, const T* rows,
+                  int64_t stride, int64_t count, int64_t n);
 
 // out[i] += sum_j weights[j] * rows[j * stride + i], for j < count, i < n. Four rows are added up
 // at a time: cut where j is a multiple of 4, it has the same bits.
