@@ -46,9 +46,9 @@ class Generator::Implementation {
 
   void generate(std::span<const GenerationRequest> requests, const BatchLimits& limits,
                 const std::function<void(size_t, Completion)>& on_done,
-                const std::function<bool()>& interrupted) {
+                const std::function<bool()>& interrupted, const NextRequest& next) {
     Batch({decoder_, tokenizer_, precision_, device_, weights_.bytes_read_a_token()}, requests,
-          limits, on_done, interrupted)
+          limits, on_done, interrupted, next)
         .run();
   }
 
@@ -143,8 +143,12 @@ const Tokenizer& Generator::tokenizer() const { return implementation_->tokenize
 
 void Generator::generate(std::span<const GenerationRequest> requests, const BatchLimits& limits,
                          const std::function<void(size_t, Completion)>& on_done,
-                         const std::function<bool()>& interrupted) {
-  implementation_->generate(requests, limits, on_done, interrupted);
+                         const std::function<bool()>& interrupted, const NextRequest& next) {
+  size_t place = 0;
+  const NextRequest in_order = [&]() -> std::optional<size_t> {
+    return place < requests.size() ? std::optional(place++) : std::nullopt;
+  };
+  implementation_->generate(requests, limits, on_done, interrupted, next ? next : in_order);
 }
 
 Completion Generator::generate(const std::string& prompt, const SamplingOptions& options,
