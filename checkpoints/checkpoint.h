@@ -90,6 +90,8 @@ class Checkpoint {
   const CheckpointInfo& info() const;
   const ParameterTable& table() const;
   bool has_optimizer_state() const;  // an exported or imported model has none
+  // A checksum of all that it holds (docs/checkpoint_format.md), wherever it lies.
+  uint64_t seal() const;
 
   // Reads elements [begin, begin + out.size()) of a flat buffer into out, converting fp32 to out's
   // dtype. Of a quantized model, all of them must lie in one parameter that is whole.

@@ -42,6 +42,7 @@ class Checkpoint::Implementation {
   explicit Implementation(StepFolder folder)
       : path_(folder.path()),
         info_(folder.info()),
+        seal_(folder.seal()),
         table_(info_.model),
         folder_(std::move(folder)) {
     for (const Shard& shard : folder_->shards()) {
@@ -64,7 +65,10 @@ class Checkpoint::Implementation {
 
   // A file with weights alone.
   explicit Implementation(SealedFile file)
-      : path_(file.path()), info_(info_from(file)), table_(info_.model) {
+      : path_(file.path()),
+        info_(info_from(file)),
+        seal_(file.identity().seal),
+        table_(info_.model) {
     for (const auto& [parameter, first, quantized] :
          ModelLayout(table_, info_.quantization).parameters) {
       if (quantized) {
@@ -80,6 +84,7 @@ class Checkpoint::Implementation {
   const CheckpointInfo& info() const { return info_; }
   const ParameterTable& table() const { return table_; }
   bool has_optimizer_state() const { return folder_.has_value(); }
+  uint64_t seal() const { return seal_; }
 
   void read(FlatKind kind, int64_t begin, const Tensor& out) {
     CHECK(kind == FlatKind::weights || has_optimizer_state(), "{} has no optimizer state",
@@ -154,6 +159,7 @@ class Checkpoint::Implementation {
 
   fs::path path_;
   CheckpointInfo info_;
+  uint64_t seal_;
   ParameterTable table_;
   std::optional<StepFolder> folder_;
   std::array<std::vector<Run>, 3> runs_;    // by FlatKind, ascending
@@ -203,6 +209,7 @@ const fs::path& Checkpoint::path() const { return implementation_->path(); }
 const CheckpointInfo& Checkpoint::info() const { return implementation_->info(); }
 const ParameterTable& Checkpoint::table() const { return implementation_->table(); }
 bool Checkpoint::has_optimizer_state() const { return implementation_->has_optimizer_state(); }
+uint64_t Checkpoint::seal() const { return implementation_->seal(); }
 void Checkpoint::read(FlatKind kind, int64_t begin, const Tensor& out) const {
   implementation_->read(kind, begin, out);
 }

@@ -149,6 +149,7 @@ StepFolder::StepFolder(fs::path folder) : folder_(std::move(folder)) {
   const SealedFile index(folder_ / kIndexName);
   require_kind(index, "index");
   info_ = info_from(index);
+  seal_ = index.identity().seal;
   const auto shards = index.manifest().find("shards");
   const bool is_list = shards != index.manifest().end() && shards->is_array();
   for (size_t i = 0; is_list && i < shards->size(); i++) {

@@ -43,6 +43,7 @@ class StepFolder {
   explicit StepFolder(std::filesystem::path folder);
   const std::filesystem::path& path() const { return folder_; }
   const CheckpointInfo& info() const { return info_; }
+  uint64_t seal() const { return seal_; }  // of the index, which holds those of the shards
   const std::vector<Shard>& shards() const { return shards_; }
   // Checks that the shard is there and has its size, without reading it.
   void check_size(const Shard& shard) const;
@@ -52,6 +53,7 @@ class StepFolder {
  private:
   std::filesystem::path folder_;
   CheckpointInfo info_;
+  uint64_t seal_ = 0;
   std::vector<Shard> shards_;
 };
 

@@ -59,12 +59,13 @@ Batch::Running::Running(const GenerationRequest& of, Waiting waiting, KvSequence
 
 Batch::Batch(const BatchModel& model, std::span<const GenerationRequest> requests,
              const BatchLimits& limits, const std::function<void(size_t, Completion)>& on_done,
-             const std::function<bool()>& interrupted)
+             const std::function<bool()>& interrupted, const NextRequest& next)
     : model_(model),
       requests_(requests),
       limits_(limits),
       on_done_(on_done),
       interrupted_(interrupted),
+      next_(next),
       logits_(model.decoder, model.precision, model.device),
       buffers_(static_cast<size_t>(num_threads())) {
   CHECK(limits.batch_size >= 1);
@@ -118,9 +119,10 @@ Batch::Waiting Batch::wait(size_t index) const {
 }
 
 void Batch::run() {
-  while (!waiting_.empty() || !running_.empty()) {
+  while (true) {
     while (const size_t count = admit()) compute_prompts(count);
-    if (!running_.empty()) compute_next();
+    if (running_.empty()) return;
+    compute_next();
   }
 }
 
@@ -146,13 +148,23 @@ int64_t Batch::outstanding_bytes() const {
   return bytes;
 }
 
+bool Batch::has_place() const { return static_cast<int64_t>(running_.size()) < limits_.batch_size; }
+
 // Whether a request that has this sequence so far can run beside those who do.
-bool Batch::has_room(const Waiting& next, const KvSequence& sequence) const {
-  if (static_cast<int64_t>(running_.size()) == limits_.batch_size) return false;
+bool Batch::has_memory(const Waiting& next, const KvSequence& sequence) const {
   const int64_t taken = pages_->in_use() * pages_->page_bytes() +
                         (drafter_ ? drafter_->bytes_in_use() : 0) + outstanding_bytes();
   const int64_t held = sequence.num_pages() * pages_->page_bytes();
   return taken + bytes_for(next) - held <= limits_.kv_cache_bytes;
+}
+
+// Whether there is a next request; it stands in ahead_ then.
+bool Batch::look_ahead() {
+  if (!ahead_ && !exhausted_) {
+    ahead_ = next_();
+    exhausted_ = !ahead_;
+  }
+  return ahead_.has_value();
 }
 
 // Takes up the next requests: as many as have room, and whose prompts go through the model
@@ -161,12 +173,12 @@ size_t Batch::admit() {
   size_t count = 0;
   const auto page_size = static_cast<size_t>(pages_->page_size());
   std::vector<std::vector<int32_t>> first_pages;
-  for (int64_t rows = 0; !waiting_.empty(); count++) {
-    Waiting& next = waiting_.front();
+  for (int64_t rows = 0; has_place() && look_ahead(); count++) {
+    Waiting& next = waiting_[*ahead_];
     KvSequence sequence(*pages_);
     sequence.share(next.tokens);
     rows += static_cast<int64_t>(next.tokens.size()) - sequence.length();
-    if (!has_room(next, sequence) || (count > 0 && rows > kPromptTokens)) break;
+    if (!has_memory(next, sequence) || (count > 0 && rows > kPromptTokens)) break;
     if (next.tokens.size() > page_size && sequence.length() == 0) {
       std::vector<int32_t> first(next.tokens.begin(), next.tokens.begin() + page_size);
       if (std::find(first_pages.begin(), first_pages.end(), first) != first_pages.end()) break;
@@ -177,7 +189,7 @@ size_t Batch::admit() {
     running_.push_back(
         std::make_unique<Running>(request, std::move(next), std::move(sequence), bytes));
     if (drafter_) running_.back()->completion.statistics.draft.emplace();
-    waiting_.pop_front();
+    ahead_.reset();
   }
   return count;
 }
@@ -403,12 +415,11 @@ void Batch::remove_ended() {
 
 void Batch::interrupt() {
   for (const auto& running : running_) running->ended = FinishReason::interrupted;
-  for (const Waiting& waiting : waiting_) {
+  for (; look_ahead(); ahead_.reset()) {
     Completion none;
     none.finish_reason = FinishReason::interrupted;
-    on_done_(waiting.index, none);
+    on_done_(*ahead_, none);
   }
-  waiting_.clear();
 }
 
 }  // namespace lockstep

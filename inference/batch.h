@@ -1,6 +1,5 @@
 #pragma once
 #include <chrono>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -18,9 +17,9 @@
 // token of all of them (with a draft: some, inference/speculation.h), and a request that ends
 // leaves its place to the next at once.
 //
-// A request is admitted, in order, when there is a place, and memory for all that it may come to
-// need: it never has to stop midway, or to be computed again, for want of memory. (Computed again,
-// generated tokens would go through the model as a prompt does, with other bits.)
+// A request is admitted, in the order of `next`, when there is a place, and memory for all that it
+// may come to need: it never has to stop midway, or to be computed again, for want of memory.
+// (Computed again, generated tokens would go through the model as a prompt does, with other bits.)
 namespace lockstep {
 
 // What a batch runs on.
@@ -38,7 +37,7 @@ class Batch {
   // As Generator::generate.
   Batch(const BatchModel& model, std::span<const GenerationRequest> requests,
         const BatchLimits& limits, const std::function<void(size_t, Completion)>& on_done,
-        const std::function<bool()>& interrupted);
+        const std::function<bool()>& interrupted, const NextRequest& next);
   void run();
 
  private:
@@ -73,7 +72,9 @@ class Batch {
   int64_t bytes_for(const Waiting& waiting) const;
   int64_t bytes_of(const Running& running) const;
   int64_t outstanding_bytes() const;
-  bool has_room(const Waiting& next, const KvSequence& sequence) const;
+  bool has_place() const;
+  bool has_memory(const Waiting& next, const KvSequence& sequence) const;
+  bool look_ahead();
   size_t admit();
   void compute_prompts(size_t count);
   void draft();
@@ -95,7 +96,10 @@ class Batch {
   const BatchLimits limits_;
   const std::function<void(size_t, Completion)>& on_done_;
   const std::function<bool()>& interrupted_;
-  std::deque<Waiting> waiting_;
+  const NextRequest& next_;
+  std::vector<Waiting> waiting_;  // by index; without their tokens once they run
+  std::optional<size_t> ahead_;   // the index that is next, taken from next_ and not yet admitted
+  bool exhausted_ = false;        // next_ has none any more
   std::unique_ptr<KvPages> pages_;
   std::optional<Drafter> drafter_;
   std::vector<std::unique_ptr<Running>> running_;

@@ -47,9 +47,9 @@ class Generator::Implementation {
 
   void generate(std::span<const GenerationRequest> requests, const BatchLimits& limits,
                 const std::function<void(size_t, Completion)>& on_done,
-                const std::function<bool()>& interrupted) {
+                const std::function<bool()>& interrupted, const NextRequest& next) {
     Batch({decoder_, tokenizer_, precision_, device_, weights_.bytes_read_a_token(), draft_source_},
-          requests, limits, on_done, interrupted)
+          requests, limits, on_done, interrupted, next)
         .run();
   }
 
@@ -177,8 +177,12 @@ void Generator::draft_by_prompt_lookup() { implementation_->draft_by_prompt_look
 
 void Generator::generate(std::span<const GenerationRequest> requests, const BatchLimits& limits,
                          const std::function<void(size_t, Completion)>& on_done,
-                         const std::function<bool()>& interrupted) {
-  implementation_->generate(requests, limits, on_done, interrupted);
+                         const std::function<bool()>& interrupted, const NextRequest& next) {
+  size_t place = 0;
+  const NextRequest in_order = [&]() -> std::optional<size_t> {
+    return place < requests.size() ? std::optional(place++) : std::nullopt;
+  };
+  implementation_->generate(requests, limits, on_done, interrupted, next ? next : in_order);
 }
 
 Completion Generator::generate(const std::string& prompt, const SamplingOptions& options,

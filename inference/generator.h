@@ -73,6 +73,10 @@ struct BatchLimits {
   int64_t kv_cache_bytes = std::numeric_limits<int64_t>::max();  // for their keys and values
 };
 
+// Which request is taken up next, by its place in the list. Asked when there is a place for it,
+// until none is left.
+using NextRequest = std::function<std::optional<size_t>()>;
+
 struct ContinuationScore {
   double logprob = 0;     // of all its tokens, nats
   bool likeliest = true;  // each of its tokens is the likeliest in its place
@@ -94,14 +98,16 @@ class Generator {
   void draft_by_prompt_lookup();
 
   // Runs requests together (inference/batch.h), and hands each over when it is done, with its place
-  // in `requests`. Asks `interrupted`, if there is one, after each pass whether all end here. On
-  // the CPU, a completion but for its times and shares is the same in any batch.
+  // in `requests`. Asks `interrupted`, if there is one, after each pass whether all end here, and
+  // `next`, if there is one, instead of taking them in order. On the CPU, a completion but for its
+  // times and shares is the same in any batch.
   //
   // Throws UsageError when a prompt does not fit the context or the memory, and for options that do
   // not do, before anything is computed.
   void generate(std::span<const GenerationRequest> requests, const BatchLimits& limits,
                 const std::function<void(size_t, Completion)>& on_done,
-                const std::function<bool()>& interrupted = nullptr);
+                const std::function<bool()>& interrupted = nullptr,
+                const NextRequest& next = nullptr);
 
   // The same for one.
   Completion generate(const std::string& prompt, const SamplingOptions& options,

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -17,11 +18,15 @@ struct Command {
   // Whether it works on several workers; `session` is never null then.
   bool (*collective)(const Arguments& arguments);
   ExitCode (*run)(const Arguments& arguments, MpiSession* session);
+  // Whether SIGTERM, SIGINT and SIGUSR1 ask it to save and return (launch/signals.h).
+  bool (*stops)(const Arguments& arguments);
 };
 
 ExitCode run_prepare(const Arguments& arguments, MpiSession* session);
 ExitCode run_train(const Arguments& arguments, MpiSession* session);
 ExitCode run_generate(const Arguments& arguments, MpiSession* session);
+bool generate_is_collective(const Arguments& arguments);  // under mpirun
+bool generate_stops(const Arguments& arguments);          // with --output
 ExitCode run_evaluate(const Arguments& arguments, MpiSession* session);
 ExitCode run_checkpoint(const Arguments& arguments, MpiSession* session);
 bool checkpoint_is_collective(const Arguments& arguments);  // `verify --replay` is
@@ -34,6 +39,9 @@ ExitCode run_doctor(const Arguments& arguments, MpiSession* session);
 inline bool first_worker(const MpiSession* session) {
   return session == nullptr || session->rank() == 0;
 }
+
+// run_together where there is a session (comm/agreement.h); else f alone.
+void on_every_worker(MpiSession* session, const std::function<void()>& f);
 
 bool wants_help(const Arguments& arguments);
 ExitCode show_help(const OptionTable& table, const MpiSession* session);  // on the first worker

@@ -39,13 +39,15 @@ ordered_json to_json(const std::vector<PlaceLogprobs>& places, const Tokenizer& 
   return all;
 }
 
-void print_json(const std::string& prompt, const Completion& completion,
-                const Tokenizer& tokenizer) {
+}  // namespace
+
+std::string completion_json(const std::string& prompt, const Completion& completion,
+                            const Tokenizer& tokenizer, bool with_rate) {
   ordered_json object = {{"prompt", prompt},
                          {"text", completion.text},
                          {"tokens", completion.tokens},
-                         {"finish_reason", name(completion.finish_reason)},
-                         {"tokens_per_second", tokens_per_second(completion)}};
+                         {"finish_reason", name(completion.finish_reason)}};
+  if (with_rate) object["tokens_per_second"] = tokens_per_second(completion);
   if (!completion.logprobs.empty()) object["logprobs"] = to_json(completion.logprobs, tokenizer);
   if (const auto& draft = completion.statistics.draft) {
     object["draft"] = {{"proposed", draft->proposed}, {"accepted", draft->accepted}};
@@ -57,11 +59,8 @@ void print_json(const std::string& prompt, const Completion& completion,
                                {"score", beam.score}});
   }
   // Bytes that are not UTF-8 become U+FFFD: JSON has no other way.
-  fmt::print("{}\n", object.dump(-1, ' ', false, ordered_json::error_handler_t::replace));
-  std::fflush(stdout);
+  return object.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
 }
-
-}  // namespace
 
 void StatisticsPrinter::print(const Completion& completion) {
   const GenerationStatistics& s = completion.statistics;
@@ -140,7 +139,8 @@ void CompletionOutput::show_ready() {
 
 void CompletionOutput::show_end(const Completion& completion) {
   if (format_ == OutputFormat::json) {
-    print_json(requests_[shown_].prompt, completion, tokenizer_);
+    fmt::print("{}\n", completion_json(requests_[shown_].prompt, completion, tokenizer_, true));
+    std::fflush(stdout);
   } else {
     show_text("\n");
     const std::vector<ScoredText>& beams = completion.beams;

@@ -21,14 +21,18 @@ class StatisticsPrinter {
   std::optional<double> memory_rate_;  // bytes a second
 };
 
+// One JSON object on one line, without its end: prompt, text, tokens, finish_reason, on request
+// tokens_per_second, where they were asked for logprobs, with a draft how many tokens it proposed
+// and how many were accepted, and of beam search beams: a list of text, tokens, finish_reason and
+// score.
+std::string completion_json(const std::string& prompt, const Completion& completion,
+                            const Tokenizer& tokenizer, bool with_rate);
+
 enum class OutputFormat { text, json };
 
 // Shows the completions of requests that run together in the order of the requests, each as soon as
 // those before it have ended. As text: the prompt and the text as it comes, on standard output, and
-// a line about it on standard error. As JSON: one object a line with prompt, text, tokens,
-// finish_reason, tokens_per_second, where they were asked for logprobs, with a draft how many
-// tokens it proposed and how many were accepted, and of beam search beams: a list of text, tokens,
-// finish_reason and score.
+// a line about it on standard error. As JSON: completion_json, with the rate.
 class CompletionOutput {
  public:
   CompletionOutput(OutputFormat format, const Tokenizer& tokenizer, StatisticsPrinter* statistics)

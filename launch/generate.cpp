@@ -1,12 +1,16 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <iostream>
 #include <iterator>
+#include <span>
 
+#include "data/shard.h"
 #include "launch/command.h"
 #include "launch/completions.h"
 #include "launch/compute_options.h"
+#include "launch/file_generation.h"
 #include "launch/interactive.h"
 #include "launch/machine.h"
 #include "launch/requests.h"
@@ -15,7 +19,7 @@ namespace lockstep::launch {
 namespace {
 
 struct GenerateOptions {
-  std::filesystem::path checkpoint, draft, prompt_file;
+  std::filesystem::path checkpoint, draft, prompt_file, output;
   std::vector<std::string> prompts;
   bool interactive = false;
   RequestOptions request;
@@ -28,7 +32,8 @@ struct GenerateOptions {
 OptionTable options(GenerateOptions& o) {
   OptionTable table("lockstep generate", "--checkpoint PATH [OPTION]...",
                     "Lets a model continue each prompt, and shows the text as it is written. "
-                    "Without --prompt and\n--prompt-file the prompt is read from standard input.");
+                    "Without --prompt and\n--prompt-file the prompt is read from standard input. "
+                    "With --output, under mpirun, workers share the prompts.");
   table.group("Model");
   table.add("checkpoint", path(o.checkpoint, "PATH"),
             "a run folder, a step folder or an exported model.h5 (of a run: its newest good one)");
@@ -52,6 +57,9 @@ OptionTable options(GenerateOptions& o) {
       "most memory for the keys and values of their tokens; prompts wait for it (default: half "
       "of the memory that is free)");
   table.group("Output");
+  table.add("output", path(o.output, "FILE"),
+            "write one JSON object a prompt into FILE, in the order of the prompts; started again, "
+            "it goes on with those that are missing");
   table.add("json", flag(o.json),
             "one JSON object a prompt: prompt, text, tokens, finish_reason, tokens_per_second");
   add_logprobs_option(table, o.request);
@@ -61,17 +69,29 @@ OptionTable options(GenerateOptions& o) {
   return table;
 }
 
-void refuse_contradictions(const OptionTable& table, const GenerateOptions& o) {
-  if (o.interactive) {
-    for (const char* other : {"prompt", "prompt-file", "json"}) {
-      if (table.given(other)) {
-        throw UsageError("--interactive contradicts --{}; leave one out", other);
-      }
+void refuse_both(const OptionTable& table, const char* one,
+                 std::initializer_list<const char*> all) {
+  for (const char* other : all) {
+    if (table.given(one) && table.given(other)) {
+      throw UsageError("--{} contradicts --{}; leave one out", one, other);
     }
-    require_terminal();
   }
-  if (table.given("logprobs") && !o.json) {
-    throw UsageError("--logprobs is part of the JSON output: add --json");
+}
+
+void refuse_contradictions(const OptionTable& table, const GenerateOptions& o, int workers) {
+  refuse_both(table, "interactive", {"prompt", "prompt-file", "output", "json"});
+  refuse_both(table, "output", {"json", "verbose"});
+  if (o.interactive) require_terminal();
+  if (workers > 1 && o.output.empty()) {
+    throw UsageError(
+        "{} workers need a file to write to: add --output FILE, or start it without mpirun",
+        workers);
+  }
+  if (!o.output.empty() && o.prompts.empty() && o.prompt_file.empty()) {
+    throw UsageError("--output needs prompts by --prompt-file FILE or --prompt TEXT");
+  }
+  if (table.given("logprobs") && !o.json && o.output.empty()) {
+    throw UsageError("--logprobs is part of the JSON output: add --json or --output FILE");
   }
   validate(o.request.sampling);
 }
@@ -96,43 +116,114 @@ std::vector<Request> gather_requests(const GenerateOptions& o) {
   return requests;
 }
 
-void add_draft(Generator& generator, const std::filesystem::path& path) {
-  if (path.empty()) return;
-  if (path == "prompt-lookup") return generator.draft_by_prompt_lookup();
-  const Checkpoint draft = Checkpoint::open(path);
-  generator.draft_with(draft);
-  const int64_t context = draft.info().model.context_length;
+constexpr const char* kPromptLookup = "prompt-lookup";
+
+// The model that --draft names.
+std::optional<Checkpoint> open_draft(const std::filesystem::path& path) {
+  if (path.empty() || path == kPromptLookup) return std::nullopt;
+  return Checkpoint::open(path);
+}
+
+void add_draft(Generator& generator, const GenerateOptions& o,
+               const std::optional<Checkpoint>& draft) {
+  if (o.draft == kPromptLookup) generator.draft_by_prompt_lookup();
+  if (!draft) return;
+  generator.draft_with(*draft);
+  const int64_t context = draft->info().model.context_length;
   if (context >= generator.config().context_length) return;
   fmt::print(stderr, "the context of the draft holds {} tokens: nothing is drafted after them\n",
              context);
 }
 
-BatchLimits limits(const GenerateOptions& o, Device device) {
-  const int64_t half = device == Device::cpu ? this_machine().memory_free_bytes / 2
-                                             : this_gpu(cuda_device()).memory_bytes / 2;
+// The workers of a host share its memory.
+BatchLimits limits(const GenerateOptions& o, Device device, int workers_of_host) {
+  const int64_t half = device == Device::cpu
+                           ? this_machine().memory_free_bytes / 2 / workers_of_host
+                           : this_gpu(cuda_device()).memory_bytes / 2;
   const double given = o.kv_cache_gib.value_or(0) * 0x1p30;
   return {o.batch_size, o.kv_cache_gib ? static_cast<int64_t>(std::min(given, 0x1p62)) : half};
 }
 
+// What the prompts are, and the options that they have of their own.
+std::string described(const std::vector<Request>& requests, const RequestOptions& defaults) {
+  const auto common = values(defaults);
+  const auto lacks = [](const auto& all, const auto& one) {
+    return std::find(all.begin(), all.end(), one) == all.end();
+  };
+  std::string text;
+  const auto add = [&](const std::string& part) { text += part + '\0'; };
+  for (const Request& request : requests) {
+    add(request.prompt);
+    add(std::to_string(request.stream_index));
+    if (request.origin.empty()) continue;
+    const auto own = values(request.options);
+    for (const auto& value : own) {
+      if (lacks(common, value)) add(value.first), add(value.second);
+    }
+    for (const auto& value : common) {
+      if (lacks(own, value)) add(value.first);
+    }
+  }
+  return fmt::format("{} with XXH3 {}", requests.size(), xxh3_hex(std::as_bytes(std::span(text))));
+}
+
+// What the completions depend on: not where and by how many workers they are computed.
+Work work_of(const GenerateOptions& o, const std::vector<Request>& requests,
+             const Checkpoint& checkpoint, const std::optional<Checkpoint>& draft,
+             const Compute& compute) {
+  Work work{checkpoint.path(),
+            {{"prompts", described(requests, o.request)},
+             {"checkpoint", fmt::format("{:016x}", checkpoint.seal())},
+             {"device", compute.device == Device::cpu ? "cpu" : "cuda"},
+             {"precision", std::string(name(compute.precision))}}};
+  if (!o.draft.empty()) {
+    work.values.emplace_back("draft",
+                             draft ? fmt::format("{:016x}", draft->seal()) : o.draft.string());
+  }
+  const auto options = values(o.request);
+  work.values.insert(work.values.end(), options.begin(), options.end());
+  return work;
+}
+
 }  // namespace
+
+bool generate_is_collective(const Arguments&) { return MpiSession::under_launcher(); }
+
+bool generate_stops(const Arguments& arguments) {
+  return std::any_of(arguments.begin(), arguments.end(), [](const std::string& argument) {
+    return argument == "--output" || argument.starts_with("--output=");
+  });
+}
 
 ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   GenerateOptions o;
   OptionTable table = options(o);
   if (wants_help(arguments)) return show_help(table, session);
-  table.parse(arguments);
-  table.require("checkpoint");
-  refuse_contradictions(table, o);
-  std::vector<Request> requests = gather_requests(o);
-  const Compute compute = start_compute(o.compute, nullptr);
+  std::vector<Request> requests;
+  on_every_worker(session, [&] {
+    table.parse(arguments);
+    table.require("checkpoint");
+    refuse_contradictions(table, o, session == nullptr ? 1 : session->size());
+    requests = gather_requests(o);
+  });
+  std::optional<Interrupts> interrupts;
+  if (o.interactive) interrupts.emplace();
+  const Compute compute = start_compute(o.compute, session);
   const Checkpoint checkpoint = Checkpoint::open(o.checkpoint);
+  const std::optional<Checkpoint> draft = open_draft(o.draft);
+  std::optional<FileGeneration> file;
+  if (!o.output.empty()) {
+    file.emplace(o.output, work_of(o, requests, checkpoint, draft, compute), requests.size(),
+                 session);
+    if (file->whole()) return ExitCode::done;
+  }
   Generator generator(checkpoint, compute.precision, compute.device);
-  add_draft(generator, o.draft);
+  add_draft(generator, o, draft);
   const Tokenizer& tokenizer = generator.tokenizer();
   StatisticsPrinter statistics(compute.device);
   if (o.interactive) {
     run_interactive(generator, resolve({"", o.request, 0, ""}, tokenizer),
-                    o.verbose ? &statistics : nullptr);
+                    o.verbose ? &statistics : nullptr, *interrupts);
     return ExitCode::done;
   }
   if (requests.empty()) requests.push_back({standard_input(), o.request, 0, ""});
@@ -140,9 +231,11 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   for (const Request& request : requests) {
     resolved.push_back({request.prompt, resolve(request, tokenizer), request.stream_index});
   }
+  const BatchLimits batch = limits(o, compute.device, session ? session->local_size() : 1);
+  if (file) return file->run(generator, resolved, batch);
   CompletionOutput(o.json ? OutputFormat::json : OutputFormat::text, tokenizer,
                    o.verbose ? &statistics : nullptr)
-      .run(generator, std::move(resolved), limits(o, compute.device));
+      .run(generator, std::move(resolved), batch);
   return ExitCode::done;
 }
 

@@ -253,6 +253,15 @@ std::string OptionTable::help() const {
   return without_trailing_spaces(out.str());
 }
 
+std::vector<std::pair<std::string, std::string>> OptionTable::values() const {
+  std::vector<std::pair<std::string, std::string>> all;
+  for (const Option& option : options_) {
+    const std::string value = option.value.get();
+    if (!value.empty()) all.emplace_back(option.name, value);
+  }
+  return all;
+}
+
 std::string OptionTable::to_config_file(const std::string& heading) const {
   std::string text = heading;
   for (size_t group = 0; group < groups_.size(); group++) {

@@ -157,6 +157,9 @@ class OptionTable {
   // Throws UsageError when none of the sources gave it.
   void require(const std::string& name) const;
 
+  // Every option that has a value, by name. (Those that may be given several times have none.)
+  std::vector<std::pair<std::string, std::string>> values() const;
+
   std::string help() const;
   // Every option that has a value and belongs in a file, by group, as `read_file` accepts it.
   std::string to_config_file(const std::string& heading) const;

@@ -21,19 +21,23 @@ namespace {
 
 bool on_all_workers(const Arguments&) { return true; }
 bool on_one(const Arguments&) { return false; }
+bool on_request(const Arguments&) { return true; }
+bool never(const Arguments&) { return false; }
 
 const std::vector<Command>& commands() {
   static const std::vector<Command> all = {
       {"prepare", "turn text into a dataset: train or load a tokenizer, encode, split", on_one,
-       run_prepare},
-      {"train", "train a model on a dataset, or go on with a run", on_all_workers, run_train},
-      {"generate", "let a model continue a prompt", on_one, run_generate},
+       run_prepare, never},
+      {"train", "train a model on a dataset, or go on with a run", on_all_workers, run_train,
+       on_request},
+      {"generate", "let a model continue a prompt", generate_is_collective, run_generate,
+       generate_stops},
       {"evaluate", "score a model on a dataset: loss, perplexity, bits a byte", on_all_workers,
-       run_evaluate},
+       run_evaluate, never},
       {"checkpoint", "list, inspect, verify, compare, export, import or quantize checkpoints",
-       checkpoint_is_collective, run_checkpoint},
+       checkpoint_is_collective, run_checkpoint, never},
       {"doctor", "what this machine has, what that means for training, what to mend",
-       on_all_workers, run_doctor},
+       on_all_workers, run_doctor, never},
   };
   return all;
 }
@@ -155,7 +159,7 @@ int report(const Failure& failure, const std::string& command, MpiSession* sessi
 
 int run_command(const Command& command, const Arguments& arguments, int argc, char** argv) {
   // From here on, so that a request during start-up is not lost.
-  if (command.name == "train" && !wants_help(arguments)) stop_on_signals();
+  if (command.stops(arguments) && !wants_help(arguments)) stop_on_signals();
   const std::string shown = "lockstep " + command.name;
   std::optional<MpiSession> session;
   MpiSession* workers = nullptr;
@@ -191,6 +195,10 @@ int print_once(std::FILE* stream, const std::string& text, ExitCode code, int ar
 }
 
 }  // namespace
+
+void on_every_worker(MpiSession* session, const std::function<void()>& f) {
+  session == nullptr ? f() : run_together(session->world(), f);
+}
 
 bool wants_help(const Arguments& arguments) {
   return std::any_of(arguments.begin(), arguments.end(),

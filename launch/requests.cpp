@@ -106,8 +106,26 @@ void add_request_options(OptionTable& table, RequestOptions& o) {
 
 void add_logprobs_option(OptionTable& table, RequestOptions& o) {
   table.add("logprobs", integer(o.sampling.logprobs, 0),
-            "with --json: logprobs too, of each token, and of the N likeliest in its place, as the "
+            "with --json or --output: logprobs too, of each token, and of the N likeliest in its "
+            "place, as the "
             "model has them before any option changes them");
+}
+
+std::vector<std::pair<std::string, std::string>> values(RequestOptions o) {
+  OptionTable table("lockstep generate", "", "");
+  add_request_options(table, o);
+  add_logprobs_option(table, o);
+  auto all = table.values();
+  const auto add = [&](const char* option, const json& list) {
+    if (list.empty()) return;
+    all.emplace_back(option, list.dump(-1, ' ', false, json::error_handler_t::replace));
+  };
+  add("stop", o.sampling.stop);
+  add("logit-bias", o.logit_bias);
+  add("force-first", o.force_first);
+  add("forbid", o.forbid);
+  add("forbid-first", o.forbid_first);
+  return all;
 }
 
 namespace {

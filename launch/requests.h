@@ -34,6 +34,9 @@ struct Request {
 void add_request_options(OptionTable& table, RequestOptions& options);
 void add_logprobs_option(OptionTable& table, RequestOptions& options);
 
+// All of them by name, as text: the same for requests of the same options alone.
+std::vector<std::pair<std::string, std::string>> values(RequestOptions options);
+
 // One prompt a line; in a file of JSON lines (.jsonl, .ndjson) an object a line, {"prompt": TEXT,
 // NAME: VALUE...}, with the options of this prompt by their names, "top_k" for --top-k, which go
 // before `defaults`. Empty lines count for nothing. The first has the place `first_place`. Throws

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <thread>
+#include <utility>
 
 #include "trainer/trainer.h"
 
@@ -26,7 +27,7 @@ int64_t now_ms() {
 // within this time counts as the same.
 constexpr int64_t kSameRequestMs = 250;
 
-void on_signal(int number) {
+void ask_to_stop(int number) {
   int64_t first = 0;
   if (first_signal_ms.compare_exchange_strong(first, now_ms())) {
     first_signal = number;
@@ -42,18 +43,20 @@ void on_signal(int number) {
 // code of oneDNN's products keeps values below the stack pointer, further than a handler spares
 // (seen: a training crashed or computed nonsense at a signal). So all threads block the signals, as
 // they do who are started from here on, and one of its own waits for them.
-void stop_on_signals() {
+void watch_signals(const std::vector<int>& numbers, std::function<void(int)> on_signal) {
   sigset_t signals;
   sigemptyset(&signals);
-  for (const int number : {SIGTERM, SIGINT, SIGUSR1}) sigaddset(&signals, number);
+  for (const int number : numbers) sigaddset(&signals, number);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  std::thread([signals] {
+  std::thread([signals, on_signal = std::move(on_signal)] {
     while (true) {
       int number = 0;
       if (sigwait(&signals, &number) == 0) on_signal(number);
     }
   }).detach();
 }
+
+void stop_on_signals() { watch_signals({SIGTERM, SIGINT, SIGUSR1}, ask_to_stop); }
 
 int stop_signal() { return first_signal; }
 

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <string>
 
+#include "trainer/live_line.h"
 #include "trainer/train_step.h"
 
 namespace lockstep {
@@ -22,8 +23,6 @@ std::string progress_text(const ProgressStatus& status);
 // The same behind a bar "[#####-----]", within `width` columns: first the bar shrinks, then words
 // go from the end.
 std::string live_line(const ProgressStatus& status, int width);
-// "4:10", "3:04:10"
-std::string duration_text(double seconds);
 
 // Shows a run's progress on stderr, or nothing. On a terminal (also through mpirun, which hands
 // stderr on) one line that is drawn over; elsewhere a plain line every `log_every` steps and at the
@@ -31,19 +30,14 @@ std::string duration_text(double seconds);
 class Progress {
  public:
   Progress(bool shown, int64_t log_every);
-  ~Progress();
 
   void show(const ProgressStatus& status);
   // A line that stays, above the live one.
   void note(const std::string& text);
 
  private:
-  void clear();
-
-  bool shown_;
+  LiveLine line_;
   int64_t log_every_;
-  int terminal_;  // a descriptor to ask for the width; -1: not a terminal
-  bool drawn_ = false;
 };
 
 }  // namespace lockstep

@@ -115,6 +115,30 @@ TEST_P(BatchOf, APlaceGoesToTheNextAtOnce) {
   EXPECT_THAT(order, ::testing::ElementsAre(1, 2, 3, 0));
 }
 
+// Those that `next` names, in its order; it is asked only when there is a place, so that others who
+// take from the same source are not held up.
+TEST_P(BatchOf, TakesWhatIsNextWhenThereIsAPlace) {
+  const std::vector<GenerationRequest> all = requests();
+  const std::vector<Completion> want = run(all);
+  const std::vector<size_t> source = {7, 31, 2, 40, 11};
+  std::vector<size_t> done;
+  size_t asked = 0;
+  const auto next = [&]() -> std::optional<size_t> {
+    EXPECT_LT(asked - done.size(), 2u) << "both places are taken";
+    const size_t place = asked++;
+    return place < source.size() ? std::optional(source[place]) : std::nullopt;
+  };
+  generator_.generate(
+      all, {.batch_size = 2},
+      [&](size_t i, const Completion& completion) {
+        EXPECT_EQ(described(completion), described(want[i]));
+        done.push_back(i);
+      },
+      nullptr, next);
+  EXPECT_THAT(done, ::testing::UnorderedElementsAreArray(source));
+  EXPECT_EQ(asked, source.size() + 1);
+}
+
 // With memory for two pages, requests that need two go one after the other.
 TEST_P(BatchOf, WaitsForMemory) {
   std::vector<GenerationRequest> requests(5, {.prompt = "abcdefgh", .options = {}});

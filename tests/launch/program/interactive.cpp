@@ -84,6 +84,8 @@ class Terminal {
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   }
 
+  pid_t id() const { return pid_; }
+
   std::string screen;
 
  private:
@@ -162,6 +164,7 @@ TEST_F(Interactive, ControlCStopsTheTextAndNoMore) {
   for (int round = 0; round < 2; round++) {
     terminal.type("Begin\n");
     ASSERT_TRUE(terminal.await("\x1b[0m"));  // behind the prompt, before the text
+    expect_signal_interrupts_no_thread(terminal.id(), SIGINT);
     terminal.type(kControlC);
     ASSERT_TRUE(terminal.await("ended by interrupted"));
     ASSERT_TRUE(terminal.await("> "));

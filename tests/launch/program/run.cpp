@@ -48,6 +48,13 @@ Arguments command_line(const Arguments& arguments, const Options& options) {
   return line;
 }
 
+// Of a thread's status in /proc: whether its set of signals `field` has this one.
+bool has_signal(const std::string& status, const std::string& field, int number) {
+  const size_t at = status.find(field + ":");
+  if (at == std::string::npos) throw std::runtime_error(field + " is missing");
+  return std::stoull(status.substr(at + field.size() + 1), nullptr, 16) >> (number - 1) & 1;
+}
+
 void redirect(int descriptor, const fs::path& path, int flags) {
   const int file = ::open(path.c_str(), flags, 0644);
   if (file < 0 || ::dup2(file, descriptor) < 0) ::_exit(126);
@@ -112,6 +119,18 @@ Result Process::wait() {
   }
   return {WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_),
           content_of(folder_ / "out"), content_of(folder_ / "err")};
+}
+
+int expect_signal_interrupts_no_thread(pid_t process, int number) {
+  int threads = 0, takers = 0;
+  for (const auto& task : fs::directory_iterator(fmt::format("/proc/{}/task", process))) {
+    const std::string status = content_of(task.path() / "status");
+    EXPECT_FALSE(has_signal(status, "SigCgt", number)) << status;
+    takers += has_signal(status, "SigBlk", number) ? 0 : 1;
+    threads++;
+  }
+  EXPECT_EQ(takers, 1) << "of " << threads << " threads, signal " << number;
+  return threads;
 }
 
 Result run(const Arguments& arguments, const Options& options) {

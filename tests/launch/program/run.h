@@ -48,6 +48,10 @@ class Process {
   bool ended_ = false;
 };
 
+// No thread of the process is interrupted by this signal (launch/signals.cpp): it has no handler,
+// and one thread alone takes it. Returns how many threads there are.
+int expect_signal_interrupts_no_thread(pid_t process, int number);
+
 // Runs to the end.
 Result run(const Arguments& arguments, const Options& options = {});
 

@@ -96,13 +96,6 @@ TEST_P(Stop, SavesAndGoesOn) {
   EXPECT_EQ(lines_of(read_text(stopped / "metrics.jsonl")).size(), static_cast<size_t>(kSteps));
 }
 
-// Of a thread's status in /proc: whether its set of signals `field` has this one.
-bool has_signal(const std::string& status, const std::string& field, int number) {
-  const size_t at = status.find(field + ":");
-  if (at == std::string::npos) throw std::runtime_error(field + " is missing");
-  return std::stoull(status.substr(at + field.size() + 1), nullptr, 16) >> (number - 1) & 1;
-}
-
 // No signal has a handler, whose frame would stand on the stack of a thread that computes, and only
 // the thread that waits for them takes any (launch/signals.cpp).
 TEST(Signals, ReachNoThreadThatComputes) {
@@ -112,15 +105,7 @@ TEST(Signals, ReachNoThreadThatComputes) {
   Process process(with_threads, {.errors_file = world.path("errors")});
   while (process.running() && errors.text.find(" 3/120 ") == std::string::npos) errors.read();
   for (const int number : {SIGTERM, SIGINT, SIGUSR1}) {
-    int threads = 0, takers = 0;
-    for (const auto& task : fs::directory_iterator(fmt::format("/proc/{}/task", process.id()))) {
-      const std::string status = read_text(task.path() / "status");
-      EXPECT_FALSE(has_signal(status, "SigCgt", number)) << status;
-      takers += has_signal(status, "SigBlk", number) ? 0 : 1;
-      threads++;
-    }
-    EXPECT_GE(threads, 4);
-    EXPECT_EQ(takers, 1) << "of " << threads << " threads, signal " << number;
+    EXPECT_GE(expect_signal_interrupts_no_thread(process.id(), number), 4);
   }
   process.signal(SIGTERM);
   while (process.running()) errors.read();
