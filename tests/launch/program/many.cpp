@@ -157,10 +157,10 @@ TEST_F(ManyPrompts, AWholeFileStays) {
 }
 
 TEST_F(ManyPrompts, AJournalOfOtherWorkIsRefused) {
-  const fs::path output = begun("other.jsonl");
+  const fs::path output = begun("other_work.jsonl");
   const std::string content = read_text(journal(output));
   expect_error(run(arguments(output, {"--seed", "5", "--stop", "x"})), 2,
-               {"other.jsonl.partial was begun with other options", "seed was 0 and is 5 now",
+               {"other_work.jsonl.partial was begun with other options", "seed was 0 and is 5 now",
                 "stop was not given and is [\"x\"] now", "or remove it"});
   expect_error(run(arguments(output, {"--prompt", "one more"}), {.workers = 2}), 2,
                {"prompts was 24 with XXH3 ", " and is 25 with XXH3 "});
@@ -168,7 +168,7 @@ TEST_F(ManyPrompts, AJournalOfOtherWorkIsRefused) {
   older[2] = world.run() / "checkpoints" / "step-00000020";
   expect_error(run(older), 2, {"checkpoint was ", "step-00000040 and is ", "step-00000020 now"});
   EXPECT_EQ(read_text(journal(output)), content);
-  world.write("other.jsonl.partial", "something else\n");
+  world.write("other_work.jsonl.partial", "something else\n");
   expect_error(run(arguments(output)), 2, {"is not a journal of generate"});
   EXPECT_EQ(read_text(journal(output)), "something else\n");
 }
@@ -218,7 +218,7 @@ struct ManyPromptsStopped : testing::TestWithParam<Way> {};
 TEST_P(ManyPromptsStopped, GoOn) {
   const Way way = GetParam();
   const fs::path output = world.path(fmt::format("stopped_{}.jsonl", way.name));
-  const fs::path model = world.path("slow");
+  const fs::path model = world.path("slow_many");
   if (!fs::exists(model)) {
     const Result made =
         run({"train", "--data",       world.data(), "--run",         model, "--layers",
@@ -228,7 +228,7 @@ TEST_P(ManyPromptsStopped, GoOn) {
     ASSERT_EQ(made.code, 0) << made.err;
   }
   const fs::path file = world.write(
-      "slow.jsonl",
+      "slow_many.jsonl",
       "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n{\"prompt\": \"The\", \"max_tokens\": 3000}\n"
       "{\"prompt\": \"c\"}\n");
   const Arguments all{"generate",
