@@ -71,20 +71,25 @@ NextTokens next_tokens(std::span<const float> logits, size_t known, const Histor
 
 int64_t DraftLength::next() const {
   constexpr double kWorthIt = 0.3;
-  const double rate = accepted_ / decided_;
+  if (pause_ > 0) return 0;
   int64_t count = 1;
-  for (double reached = rate * rate; reached >= kWorthIt && count < kMost; reached *= rate) count++;
+  for (double reached = rate() * rate(); reached >= kWorthIt && count < kMost; reached *= rate()) {
+    count++;
+  }
   return count;
 }
 
 void DraftLength::record(int64_t accepted, bool rejected) {
-  constexpr double kKept = 15.0 / 16;
+  constexpr double kKept = 15.0 / 16, kSeldom = 0.25;
+  if (pause_ > 0) pause_--;
   const auto place = [this](double one) {
     decided_ = kKept * decided_ + 1;
     accepted_ = kKept * accepted_ + one;
   };
   for (int64_t n = 0; n < accepted; n++) place(1);
-  if (rejected) place(0);
+  if (!rejected) return;
+  place(0);
+  if (rate() < kSeldom) pause_ = kPause;
 }
 
 }  // namespace lockstep

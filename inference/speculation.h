@@ -57,17 +57,20 @@ NextTokens next_tokens(std::span<const float> logits, size_t known, const Histor
 // rate of acceptance a, the n-th proposal of a pass becomes a token with probability a^n. One costs
 // about 0.15 of a pass (a pass of a small draft, a row more of the model's), and is worth it while
 // a^n is at least 0.3: for a from 0.5 to 0.9 that is, within 1, the n of most tokens a time,
-// (1 - a^(n+1)) / (1 - a) / (1 + 0.15 n) (Leviathan et al., theorem 3.8).
+// (1 - a^(n+1)) / (1 - a) / (1 + 0.15 n) (Leviathan et al., theorem 3.8). A draft that is seldom
+// right proposes nothing for a while, then one token, to see whether it has become better.
 class DraftLength {
  public:
-  static constexpr int64_t kMost = 15;
-  int64_t next() const;  // from 1 to kMost
-  // Of the proposals of a pass those count that were looked at: up to the first rejected.
+  static constexpr int64_t kMost = 15, kPause = 16;  // kPause: passes
+  int64_t next() const;                              // from 0 to kMost
+  // After each pass. Of its proposals those count that were looked at: up to the first rejected.
   void record(int64_t accepted, bool rejected);
 
  private:
+  double rate() const { return accepted_ / decided_; }
   // Of the last places, about 16, older ones with less weight; at first a guess.
   double decided_ = 4, accepted_ = 3;
+  int64_t pause_ = 0;  // passes
 };
 
 }  // namespace lockstep

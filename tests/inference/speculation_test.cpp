@@ -170,12 +170,27 @@ TEST(DraftLength, FollowsTheRateOfAcceptance) {
   EXPECT_EQ(length.next(), 4);
   for (int pass = 0; pass < 20; pass++) length.record(length.next(), false);
   EXPECT_EQ(length.next(), DraftLength::kMost);
-  for (int pass = 0; pass < 40; pass++) length.record(0, true);
+  for (int pass = 0; pass < 10; pass++) length.record(0, true);
   EXPECT_EQ(length.next(), 1);
   // What was not looked at does not count.
   const DraftLength before = length;
   length.record(0, false);
   EXPECT_EQ(length.next(), before.next());
+}
+
+TEST(DraftLength, PausesWhereADraftIsSeldomRight) {
+  DraftLength length;
+  for (int pass = 0; pass < 40; pass++) length.record(0, true);
+  for (int64_t pass = 0; pass < DraftLength::kPause; pass++) {
+    EXPECT_EQ(length.next(), 0) << pass;
+    length.record(0, false);
+  }
+  for (int right = 0; right < 3; right++) {
+    EXPECT_EQ(length.next(), 1);
+    length.record(1, false);
+  }
+  length.record(0, true);
+  EXPECT_EQ(length.next(), 0);
 }
 
 // What is promised in speculation.h, of a rate that has lasted.
