@@ -108,6 +108,7 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   table.parse(arguments);
   table.require("checkpoint");
   refuse_contradictions(table, o);
+  check_device(o.compute.machine);
   std::vector<Request> requests = gather_requests(o);
   const Compute compute = start_compute(o.compute, nullptr);
   const Checkpoint checkpoint = Checkpoint::open(o.checkpoint);
