@@ -70,6 +70,9 @@ class CheckpointWriter {
   void wait();
   // The same without waiting: true when none is under way.
   bool poll();
+  // How long the last save took that has been waited for, from its copy to its final name on rank
+  // 0; seconds.
+  double last_seconds() const;
 
  private:
   class Implementation;

@@ -112,6 +112,7 @@ class CheckpointWriter::Implementation {
 
   void save(const CheckpointInfo& info, const std::vector<CheckpointSlice>& slices) {
     wait();
+    const auto start = std::chrono::steady_clock::now();
     int64_t count = 0;
     for (const CheckpointSlice& slice : slices) count += slice.range.size();
     if (copy_.size_bytes() < 3 * count * size_bytes(DType::fp32)) {
@@ -129,7 +130,11 @@ class CheckpointWriter::Implementation {
       copied.ranges.push_back(slice.range);
       at = end;
     }
-    under_way_ = std::async(std::launch::async, [this, info, copied] { write(info, copied); });
+    under_way_ = std::async(std::launch::async, [this, info, copied, start] {
+      write(info, copied);
+      last_seconds_ =
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    });
   }
 
   void wait() {
@@ -144,6 +149,8 @@ class CheckpointWriter::Implementation {
     wait();
     return true;
   }
+
+  double last_seconds() const { return last_seconds_; }
 
  private:
   void write(const CheckpointInfo& info, const ShardContent& content) {
@@ -279,6 +286,7 @@ class CheckpointWriter::Implementation {
   const int rank_, size_, keep_;
   const std::chrono::milliseconds patience_;
   std::atomic<bool> abandoned_{false};
+  double last_seconds_ = 0;
   Buffer copy_;                  // (3, shard), kept between saves
   std::future<void> under_way_;  // declared last: it must end before what it uses does
 };
@@ -295,5 +303,6 @@ void CheckpointWriter::save(const CheckpointInfo& info,
 }
 void CheckpointWriter::wait() { implementation_->wait(); }
 bool CheckpointWriter::poll() { return implementation_->poll(); }
+double CheckpointWriter::last_seconds() const { return implementation_->last_seconds(); }
 
 }  // namespace lockstep

@@ -11,6 +11,7 @@ namespace lockstep::kernels {
 
 // Where the numbers of a step stand, float64 (workers, size()). Of each worker:
 //   stop        1: it was asked to stop
+//   seconds     that it computed the step for, waiting for others aside; nothing is decided by it
 //   loss[v]     sum of the losses of its v-th virtual worker's tokens, nats
 //   squares[b,v]  sum of the squares of its v-th slice of bucket b (comm/sharding.h)
 struct StepNumbers {
@@ -18,8 +19,9 @@ struct StepNumbers {
   int virtual_workers_each = 1;
   int buckets = 0;
 
-  constexpr int64_t size() const { return 1 + int64_t{virtual_workers_each} * (1 + buckets); }
-  constexpr int64_t loss(int worker, int v) const { return worker * size() + 1 + v; }
+  constexpr int64_t size() const { return 2 + int64_t{virtual_workers_each} * (1 + buckets); }
+  constexpr int64_t seconds(int worker) const { return worker * size() + 1; }
+  constexpr int64_t loss(int worker, int v) const { return worker * size() + 2 + v; }
   constexpr int64_t squares(int worker, int bucket, int v) const {
     return loss(worker, 0) + (int64_t{bucket} + 1) * virtual_workers_each + v;
   }
@@ -73,9 +75,10 @@ constexpr double clip_factor(const ClipInputs& inputs, double grad_norm) {
 
 namespace lockstep::kernels::cpu {
 
-// Writes *decision, and into *step what it says of the update: gradient_factor and skipped. All in
-// the memory of the device that computes; numbers as `places` says.
-void decide_step(StepDecision* decision, AdamStep* step, const double* numbers,
+// Writes *decision, and into *step what it says of the update: gradient_factor and skipped; and
+// each worker's seconds side by side, (workers). All in the memory of the device that computes;
+// numbers as `places` says.
+void decide_step(StepDecision* decision, AdamStep* step, double* seconds, const double* numbers,
                  const StepNumbers& places, const ClipInputs* inputs, Stream& stream);
 
 }  // namespace lockstep::kernels::cpu
@@ -86,13 +89,14 @@ decltype(cpu::decide_step) decide_step;
 
 namespace lockstep::kernels {
 
-inline void decide_step(StepDecision* decision, AdamStep* step, const double* numbers,
-                        const StepNumbers& places, const ClipInputs* inputs, Stream& stream) {
+inline void decide_step(StepDecision* decision, AdamStep* step, double* seconds,
+                        const double* numbers, const StepNumbers& places, const ClipInputs* inputs,
+                        Stream& stream) {
   if constexpr (kCudaIsBuilt) {
     if (stream.device() == Device::cuda)
-      return cuda::decide_step(decision, step, numbers, places, inputs, stream);
+      return cuda::decide_step(decision, step, seconds, numbers, places, inputs, stream);
   }
-  return cpu::decide_step(decision, step, numbers, places, inputs, stream);
+  return cpu::decide_step(decision, step, seconds, numbers, places, inputs, stream);
 }
 
 }  // namespace lockstep::kernels

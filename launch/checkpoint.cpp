@@ -1,13 +1,13 @@
 #include "checkpoints/checkpoint.h"
 
 #include <cmath>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "data/tokenizer.h"
 #include "launch/command.h"
 #include "launch/text.h"
+#include "trainer/metrics.h"
 
 namespace lockstep::launch {
 namespace {
@@ -27,25 +27,22 @@ int64_t bytes_on_disk(const path& p) {
   return bytes;
 }
 
-// loss and validation_loss of each step, as the run noted them; a line that is not whole is passed
-// over.
+// loss and validation_loss of each step, as the run noted them.
 struct Losses {
   std::string train = "-", validation = "-";
 };
 std::map<int64_t, Losses> losses_by_step(const path& run) {
   std::map<int64_t, Losses> losses;
-  std::ifstream in(run / "metrics.jsonl");
-  for (std::string line; std::getline(in, line);) {
-    const auto object = nlohmann::json::parse(line, nullptr, false);
-    if (!object.is_object() || !object.contains("step") || !object["step"].is_number()) continue;
-    Losses& entry = losses[object["step"].get<int64_t>()];
-    const auto number = [&](const char* key, std::string& text) {
-      const auto it = object.find(key);
-      if (it != object.end() && it->is_number()) text = fmt::format("{:.4f}", it->get<double>());
-    };
-    number("loss", entry.train);
-    number("validation_loss", entry.validation);
-  }
+  for_each_step(run / "metrics.jsonl",
+                [&](int64_t step, const nlohmann::json& object, const std::string&) {
+                  const auto number = [&](const char* key, std::string& text) {
+                    const auto it = object.find(key);
+                    if (it == object.end() || !it->is_number()) return;
+                    text = fmt::format("{:.4f}", it->get<double>());
+                  };
+                  number("loss", losses[step].train);
+                  number("validation_loss", losses[step].validation);
+                });
   return losses;
 }
 

@@ -34,6 +34,7 @@ bool checkpoint_is_collective(const Arguments& arguments);  // `verify --replay`
 ExitCode run_replay(const Arguments& arguments, MpiSession& session);
 // `checkpoint quantize PATH ...`, with the arguments behind `quantize`.
 ExitCode run_quantize(const Arguments& arguments);
+ExitCode run_status(const Arguments& arguments, MpiSession* session);
 ExitCode run_doctor(const Arguments& arguments, MpiSession* session);
 
 inline bool first_worker(const MpiSession* session) {

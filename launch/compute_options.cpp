@@ -49,8 +49,9 @@ void add_compute_options(OptionTable& table, ComputeOptions& options) {
   add_machine_options(table, options.machine);
 }
 
-void check_device(DeviceChoice device) {
-  if (device != DeviceChoice::cuda) return;
+namespace {
+
+void check_cuda() {
   if (!kCudaIsBuilt) {
     throw DeviceError("--device cuda: this build has no CUDA; leave it out or use --device cpu");
   }
@@ -60,6 +61,15 @@ void check_device(DeviceChoice device) {
                           ? "there is one: is its driver older than this program needs?"
                           : "no driver is loaded");
   }
+}
+
+}  // namespace
+
+void check_device(const MachineOptions& options) {
+  if (options.share_gpu && options.device == DeviceChoice::cpu) {
+    throw UsageError("--share-gpu contradicts --device cpu; leave one of them out");
+  }
+  if (options.device == DeviceChoice::cuda) check_cuda();
 }
 
 namespace {
@@ -81,8 +91,7 @@ std::string gpu_obstacle(MpiSession* session) {
 Device start_device(const MachineOptions& options, MpiSession* session) {
   const Device device = planned_device(options.device, session);
   if (device == Device::cuda) {
-    const auto check = [&] { check_device(DeviceChoice::cuda); };
-    session == nullptr ? check() : run_together(session->world(), check);
+    session == nullptr ? check_cuda() : run_together(session->world(), check_cuda);
     take_gpu(options.share_gpu, session);
   }
   if (session != nullptr) check_alike(device, *session);

@@ -27,8 +27,9 @@ void add_machine_options(OptionTable& table, MachineOptions& options);
 // Both, under captions of their own.
 void add_compute_options(OptionTable& table, ComputeOptions& options);
 
-// Throws DeviceError when the device is not there, at once: before anything is read.
-void check_device(DeviceChoice device);
+// Throws DeviceError when the device is not there, at once: before anything is read; UsageError
+// when GPUs are to be shared on a CPU.
+void check_device(const MachineOptions& options);
 
 // What carries the tensors of a GPU between the workers; none for the CPU, where `world` does. Must
 // not outlive it. Collective.

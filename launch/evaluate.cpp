@@ -104,7 +104,7 @@ void print_table(const TaskResult& result) {
 
 void check_options(const OptionTable& table, const EvaluateOptions& o) {
   table.require("checkpoint");
-  check_device(o.compute.machine.device);
+  check_device(o.compute.machine);
   if (!table.given("task")) return table.require("data");
   for (const char* other : {"data", "split", "stride"}) {
     if (table.given(other)) {

@@ -204,6 +204,7 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
     table.parse(arguments);
     table.require("checkpoint");
     refuse_contradictions(table, o, session == nullptr ? 1 : session->size());
+    check_device(o.compute.machine);
     requests = gather_requests(o);
   });
   std::optional<Interrupts> interrupts;

@@ -36,6 +36,8 @@ const std::vector<Command>& commands() {
        run_evaluate, never},
       {"checkpoint", "list, inspect, verify, compare, export, import or quantize checkpoints",
        checkpoint_is_collective, run_checkpoint, never},
+      {"status", "how a run is doing, from any terminal that sees its folder", on_one, run_status,
+       never},
       {"doctor", "what this machine has, what that means for training, what to mend",
        on_all_workers, run_doctor, never},
   };

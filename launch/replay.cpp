@@ -62,7 +62,7 @@ ExitCode run_replay(const Arguments& arguments, MpiSession& session) {
   TrainConfig config;
   run_together(world, [&] {
     options(o).parse(arguments);
-    check_device(o.machine.device);
+    check_device(o.machine);
     from.emplace(Checkpoint::open(o.from));
     to.emplace(Checkpoint::open(o.to));
     config = recorded(o, *to, session);

@@ -1,5 +1,7 @@
 #include <spdlog/spdlog.h>
 
+#include <thread>
+
 #include "checkpoints/checkpoint.h"
 #include "comm/agreement.h"
 #include "core/file.h"
@@ -10,11 +12,14 @@
 #include "launch/dry_run.h"
 #include "launch/machine.h"
 #include "launch/memory_check.h"
-#include "launch/run_lock.h"
 #include "launch/same_tokenizer.h"
 #include "launch/staging.h"
 #include "launch/text.h"
+#include "launch/time_limit.h"
 #include "launch/train_options.h"
+#include "trainer/progress.h"
+#include "trainer/run_lease.h"
+#include "trainer/run_status.h"
 #include "trainer/trainer.h"
 #include "trainer/training.h"
 
@@ -52,7 +57,20 @@ void read_options(TrainOptions& options, OptionTable& table, const Arguments& ar
     table.read_file(earlier, [&](const std::string& name) { return superseded(table, name); });
     if (first) spdlog::info("options not given come from {}", earlier.string());
   }
+  if (!table.given("data") && !std::filesystem::exists(options.run)) {
+    throw UsageError("--data DATASET is missing: there is no run {} to go on with",
+                     options.run.string());
+  }
   table.require("data");
+}
+
+// What makes no difference on a CPU is not taken in silence.
+void check_device_options(const TrainOptions& options, const OptionTable& table) {
+  check_device(options.machine);
+  if (options.machine.device == DeviceChoice::cpu && !options.cuda_graph &&
+      table.origin("cuda-graph").starts_with("--")) {
+    throw UsageError("--no-cuda-graph contradicts --device cpu; leave one of them out");
+  }
 }
 
 // The architecture that is fixed already: that of the weights to start with, which a run that is
@@ -84,6 +102,65 @@ void adapt_micro_batch(TrainOptions& options, const OptionTable& table, int work
   if (first) {
     spdlog::info("micro-batch-size is {} now, for {} workers", *options.micro_batch_size, workers);
   }
+}
+
+// When the last save must be done: as --time-limit says, or else as the batch system does.
+std::optional<std::chrono::steady_clock::time_point> end_of(
+    const TrainOptions& options, std::chrono::steady_clock::time_point started) {
+  if (options.time_limit == "none") return std::nullopt;
+  using Clock = std::chrono::steady_clock;
+  const auto steady = [](double seconds) {
+    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  };
+  if (!options.time_limit.empty()) return started + steady(to_duration(options.time_limit));
+  const auto end = slurm_job_end();
+  if (!end) return std::nullopt;
+  const std::chrono::duration<double> left = *end - std::chrono::system_clock::now();
+  spdlog::info("the job ends in {}: the run will have stopped and saved by then",
+               duration_text(std::max(left.count(), 0.0)));
+  return Clock::now() + steady(left.count());
+}
+
+// Keeps others out of a run folder that is there, all workers together: for the first one may have
+// to wait until it knows whether another's lease is alive.
+void take(RunLease& lease, const TrainOptions& options, StatusFile& status, Communicator& world) {
+  bool told = false;
+  double waiting = 1;
+  while (waiting > 0) {
+    waiting = 0;
+    run_together(world, [&] {
+      if (world.rank() != 0 || !std::filesystem::is_directory(options.run)) return;
+      if (lease.try_take(options.run, [&] { status.write(); })) return;
+      waiting = 1;
+      if (!std::exchange(told, true)) {
+        spdlog::info("{} was left locked by another machine: watching for a sign of life for {} s",
+                     options.run.string(), RunLease::kStale.count());
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    });
+    world.set_purpose("on whether the run folder is free");
+    world.all_reduce(&waiting, 1, ReduceOp::max);
+  }
+  if (!lease.taken_over_from().empty()) {
+    spdlog::info("{} was held by {}, which is gone: taking over", options.run.string(),
+                 lease.taken_over_from());
+  }
+}
+
+// The status begins with what is known of the run.
+void open_status(StatusFile& status, const std::filesystem::path& run) {
+  try {
+    if (const auto earlier = read_status(run)) {
+      status.update([&](RunStatus& now) {
+        now.loss = earlier->loss;
+        now.validation_loss = earlier->validation_loss;
+      });
+    }
+  } catch (const DataError& error) {
+    spdlog::warn("{}; it is written anew", error.what());
+  }
+  status.open(run);
+  status.write();
 }
 
 // Only once the trainer has found nothing in them that contradicts the run.
@@ -119,9 +196,34 @@ std::string attention_obstacle(const TrainConfig& config) {
   return "";
 }
 
+void say_how_it_computes(const TrainConfig& config, PrecisionChoice asked, bool first) {
+  if (first && config.device == Device::cpu) say_precision(asked, config.precision);
+  const std::string obstacle = attention_obstacle(config);
+  if (first && !obstacle.empty()) spdlog::info("attention by our own kernels: {}", obstacle);
+}
+
+// The status file also learns how it ends.
+ExitCode train_and_tell(const TrainConfig& config, Communicator& communicator,
+                        const std::function<void()>& accepted, StatusFile& status,
+                        MpiSession& session) {
+  try {
+    const ExitCode code = train(config, communicator, accepted, &status);
+    const bool stopped = code == ExitCode::stopped;
+    status.end(stopped ? RunStatus::State::stopped : RunStatus::State::finished, "");
+    return code;
+  } catch (const OutOfGpuMemory& error) {
+    status.end(RunStatus::State::failed, error.what());
+    fail_for_gpu_memory(config, session, error.what());
+  } catch (const std::exception& error) {
+    status.end(RunStatus::State::failed, error.what());
+    throw;
+  }
+}
+
 }  // namespace
 
 ExitCode run_train(const Arguments& arguments, MpiSession* session) {
+  const auto started = std::chrono::steady_clock::now();
   TrainOptions options;
   OptionTable table = train_table(options);
   if (wants_help(arguments)) return show_help(table, session);
@@ -129,7 +231,7 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   const bool first = session->rank() == 0;
   run_together(world, [&] {
     read_options(options, table, arguments, first);
-    if (!options.dry_run) check_device(options.machine.device);
+    if (!options.dry_run) check_device_options(options, table);
   });
   world.set_deadline(options.collective_timeout_s);
   const Device device = options.dry_run ? planned_device(options.machine.device, session)
@@ -140,9 +242,11 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   surroundings.fast_bf16 = fast_bf16(device, session);
   const PrecisionChoice asked = options.precision;
   TrainConfig config;
-  RunLock lock;
+  std::optional<StatusFile> status;  // the lease, which ends first, writes it
+  RunLease lease(this_process(slurm_job()));
+  status.emplace(lease, LOCKSTEP_VERSION);
+  if (!options.dry_run) take(lease, options, *status, world);
   run_together(world, [&] {
-    if (first && !options.dry_run) lock.take(options.run);
     make_absolute(options.data);
     make_absolute(options.initialize_from);
     const Dataset dataset = Dataset::open(options.data);
@@ -152,6 +256,7 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
     config = resolve_train(options, table, surroundings);
     config.device = device;
     if (device == Device::cpu && !options.dry_run) check_host_memory(config, *session);
+    if (first && !options.dry_run) config.end_by = end_of(options, started);
   });
   if (options.dry_run) {
     run_together(world, [&] {
@@ -162,21 +267,20 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
     });
     return ExitCode::done;
   }
-  if (first && device == Device::cpu) say_precision(asked, config.precision);
   if (!options.stage.empty()) config.data = stage(options.data, options.stage, *session);
-  const std::string obstacle = attention_obstacle(config);
-  if (first && !obstacle.empty()) spdlog::info("attention by our own kernels: {}", obstacle);
+  say_how_it_computes(config, asked, first);
   const auto nccl = device_communicator(device, world, options.collective_timeout_s);
   if (device == Device::cuda) check_gpu_memory(config, *session);
-  try {
-    return train(config, nccl ? *nccl : world, [&] {
-      if (!first) return;
-      lock.take(options.run);  // of a run that has begun just now
-      write_options(options, table);
-    });
-  } catch (const OutOfGpuMemory& error) {
-    fail_for_gpu_memory(config, *session, error.what());
-  }
+  const auto accepted = [&] {
+    if (!first) return;
+    if (!lease.try_take(options.run, [&] { status->write(); })) {  // of a run that has begun now
+      throw UsageError("another program has begun to train in {} just now; choose another --run",
+                       options.run.string());
+    }
+    write_options(options, table);
+    open_status(*status, options.run);
+  };
+  return train_and_tell(config, nccl ? *nccl : world, accepted, *status, *session);
 }
 
 }  // namespace lockstep::launch

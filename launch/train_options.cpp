@@ -4,6 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "launch/time_limit.h"
 #include "trainer/batch_source.h"
 #include "trainer/rehearsal.h"
 
@@ -57,6 +58,16 @@ OptionValue loss_scale(std::string& field) {
                     throw std::invalid_argument("dynamic or a number above 0 is needed");
                   }
                 }
+                field = text;
+              },
+          .get = [&field] { return field; }};
+}
+
+OptionValue time_limit(std::string& field) {
+  return {.placeholder = "TIME",
+          .set =
+              [&field](const std::string& text) {
+                if (text != "none") to_duration(text);
                 field = text;
               },
           .get = [&field] { return field; }};
@@ -208,6 +219,10 @@ void add_machine_options(OptionTable& table, TrainOptions& o) {
   table.add("collective-timeout", real(o.collective_timeout_s, kPositive),
             "seconds that a worker waits for the others before the run ends with exit code 4 "
             "(default 600)",
+            InConfigFile::no);
+  table.add("time-limit", time_limit(o.time_limit),
+            "save and exit with 75 within this time from the start: 5400 (seconds), 90m, 2h30m, "
+            "1-12:00:00; none: no limit (default: when Slurm ends the job, where it says)",
             InConfigFile::no);
 
   table.group("Output");

@@ -38,6 +38,7 @@ struct TrainOptions {
   std::optional<DType> gradient_dtype;
   int64_t check_replicas = 0;
   double collective_timeout_s = 600;
+  std::string time_limit;  // of to_duration, or none; empty: what the batch system says
   bool recompute = false;
   bool cuda_graph = true;
 

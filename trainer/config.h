@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -60,6 +61,9 @@ struct TrainConfig {
   DType gradient_dtype = DType::fp32;  // in which gradients travel: fp32 or bf16
   double collective_timeout_s = 600;   // the longest wait for other workers
   int64_t check_replicas = 0;          // steps between comparisons of the workers' weights; 0: none
+
+  // When the last save must be done; none: no limit. The first worker's counts.
+  std::optional<std::chrono::steady_clock::time_point> end_by;
 
   int64_t checkpoint_every = 0;  // 0: only at the end
   int keep = 0;                  // 0: all

@@ -5,28 +5,26 @@
 #include "core/file.h"
 
 namespace lockstep {
-namespace {
 
-// The lines of complete objects whose step is at most `last_step`.
-std::string kept_lines(const std::string& content, int64_t last_step) {
-  std::string kept;
-  for (size_t begin = 0, end; (end = content.find('\n', begin)) != std::string::npos;
-       begin = end + 1) {
-    const std::string line = content.substr(begin, end - begin);
-    const auto json = nlohmann::ordered_json::parse(line, nullptr, false);
-    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;
-    if (json["step"].get<int64_t>() <= last_step) kept += line + "\n";
+void for_each_step(const std::filesystem::path& metrics,
+                   const std::function<void(int64_t step, const nlohmann::json& object,
+                                            const std::string& line)>& f) {
+  std::ifstream file(metrics);
+  for (std::string line; std::getline(file, line);) {
+    const auto object = nlohmann::json::parse(line, nullptr, false);
+    if (!object.is_object() || !object.contains("step")) continue;
+    if (!object["step"].is_number_integer()) continue;
+    f(object["step"].get<int64_t>(), object, line);
   }
-  return kept;
 }
-
-}  // namespace
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t last_step) : path_(path) {
   if (std::filesystem::exists(path)) {
-    const std::string content = read_file(path);
-    const std::string kept = kept_lines(content, last_step);
-    if (kept != content) write_file_atomically(path, kept);
+    std::string kept;
+    for_each_step(path, [&](int64_t step, const nlohmann::json&, const std::string& line) {
+      if (step <= last_step) kept += line + "\n";
+    });
+    if (kept != read_file(path)) write_file_atomically(path, kept);
   }
   file_.open(path, std::ios::app);
   if (!file_)

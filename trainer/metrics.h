@@ -1,6 +1,7 @@
 #pragma once
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 
@@ -8,6 +9,12 @@
 #include "trainer/train_step.h"
 
 namespace lockstep {
+
+// Each line of a metrics.jsonl, in order; what is no whole object with a step, as the last line of
+// a killed run may be, is passed over. Nothing where there is no file.
+void for_each_step(const std::filesystem::path& metrics,
+                   const std::function<void(int64_t step, const nlohmann::json& object,
+                                            const std::string& line)>& f);
 
 // RUN/metrics.jsonl: one JSON object a step, written and flushed when the step is done.
 //

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "comm/agreement.h"
+#include "trainer/metrics.h"
 #include "trainer/product_record.h"
 #include "trainer/training.h"
 
@@ -20,16 +20,12 @@ using nlohmann::json;
 constexpr std::array kKinds{FlatKind::weights, FlatKind::exp_avg, FlatKind::exp_avg_sq};
 constexpr std::array kGroups{"/model", "/optimizer/exp_avg", "/optimizer/exp_avg_sq"};
 
-// RUN/metrics.jsonl by step; a line that is not whole is passed over.
+// RUN/metrics.jsonl by step.
 std::map<int64_t, json> noted_steps(const std::filesystem::path& run) {
   std::map<int64_t, json> steps;
-  std::ifstream file(run / "metrics.jsonl");
-  for (std::string line; std::getline(file, line);) {
-    const json object = json::parse(line, nullptr, false);
-    if (object.is_object() && object.value("step", json()).is_number_integer()) {
-      steps[object["step"].get<int64_t>()] = object;
-    }
-  }
+  for_each_step(run / "metrics.jsonl", [&](int64_t step, const json& object, const std::string&) {
+    steps[step] = object;
+  });
   return steps;
 }
 

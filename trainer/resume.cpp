@@ -122,6 +122,10 @@ std::vector<std::string> check_resume(const TrainConfig& config, const Dataset& 
         "give what it was started with, or another --run",
         config.run.string(), info.step, fmt::join(wrong, ", "));
   }
+  if (config.steps < info.step) {
+    throw UsageError("--steps {} is less than the {} steps that the run in {} has already",
+                     config.steps, info.step, config.run.string());
+  }
   std::vector<std::string> notes;
   const json micro = info.run_config.value("micro_batch_size", json(config.micro_batch_size));
   if (micro != now["micro_batch_size"]) {

@@ -42,10 +42,11 @@ int64_t validation_windows(const TrainConfig& config) {
 }
 
 Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& dataset,
-         const Start& start, const std::atomic<bool>& stop_requested)
+         const Start& start, std::atomic<bool>& stop_requested, StatusFile* status)
     : config_(config),
       communicator_(communicator),
       dataset_(dataset),
+      stop_requested_(stop_requested),
       products_(config.run),
       product_notes_(start.resumes && config.device == Device::cuda ? products_.reuse(communicator)
                                                                     : std::vector<std::string>()),
@@ -53,12 +54,14 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
       training_(config, communicator, dataset, start, stop_requested),
       checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep,
                    patience(config)),
-      progress_(communicator.rank() == 0, config.log_every) {
+      progress_(communicator.rank() == 0, config.log_every),
+      watch_(config, progress_, status) {
   if (dataset.has_split("validation") && dataset.split("validation").size() > 1) {
     validation_ = &dataset.split("validation");
   }
   if (start.resumes) saved_step_ = state().step;
   first_step_ = state().step;
+  start_watch(start);
   open_run_folder();
   describe(start);
   note(product_notes_);
@@ -66,6 +69,30 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
 
 void Run::note(const std::vector<std::string>& texts) {
   for (const std::string& text : texts) progress_.note(text);
+}
+
+void Run::start_watch(const Start& start) {
+  const std::vector<std::string> hosts = communicator_.gather(host_name());
+  run_together(communicator_, [&] {
+    if (!first_worker()) return;
+    const int64_t bytes =
+        3 * size_bytes(DType::fp32) * training_.model().table().size();  // weights and moments
+    // Forward alone is a third of a step; half, to be on the safe side.
+    double evaluation_steps = 0;
+    if (validation_ != nullptr) {
+      const int64_t windows = std::min(validation_windows(config_),
+                                       validation_->size() / config_.model.context_length + 1);
+      evaluation_steps =
+          0.5 * static_cast<double>(windows) / static_cast<double>(config_.batch_size);
+    }
+    std::optional<RunStatus::Saved> saved;
+    if (start.resumes) {
+      const auto written = std::filesystem::last_write_time(start.checkpoint->path());
+      saved = {state().step,
+               std::chrono::system_clock::to_time_t(std::chrono::file_clock::to_sys(written))};
+    }
+    watch_.start(hosts, state().step, saved, bytes, evaluation_steps);
+  });
 }
 
 void Run::open_run_folder() {
@@ -121,6 +148,7 @@ ExitCode Run::train() {
     const double step_seconds = seconds_since(start);
     if (result.step == first_step_ + 1) second_step_start_ = Clock::now();
     stop = result.stop && !finished();
+    stop_in_time(result, step_seconds);
 
     // A GPU goes on while the host reports.
     start = Clock::now();
@@ -142,6 +170,19 @@ ExitCode Run::train() {
   return stop ? ExitCode::stopped : ExitCode::done;
 }
 
+// Asked for here it is agreed on in the next step, as a signal's request is.
+void Run::stop_in_time(const StepResult& result, double step_seconds) {
+  if (!first_worker()) return;
+  const int64_t step = result.step;
+  TimeLimit::Ahead ahead{.saves = saving_step_ ? 2 : 1};
+  for (const int64_t next : {step, step + 1}) {
+    const bool evaluates = next >= config_.steps || due(config_.evaluate_every, next);
+    ahead.evaluations += evaluates && validation_ != nullptr ? 1 : 0;
+    ahead.saves += due(config_.checkpoint_every, next) ? 1 : 0;
+  }
+  if (watch_.step_done(result, step_seconds, ahead)) stop_requested_ = true;
+}
+
 bool Run::pause_due() const {
   return finished() || due(config_.check_replicas) || due(config_.evaluate_every) ||
          due(config_.checkpoint_every) || state().lost_steps >= kLostStepsAllowed;
@@ -150,7 +191,11 @@ bool Run::pause_due() const {
 std::optional<Evaluation> Run::evaluate_when_due(bool stop) {
   const bool wanted = finished() || due(config_.evaluate_every);
   if (!wanted || stop || validation_ == nullptr) return std::nullopt;
-  return evaluate(training_.model(), *validation_, communicator_, validation_windows(config_));
+  const auto start = Clock::now();
+  const Evaluation evaluation =
+      evaluate(training_.model(), *validation_, communicator_, validation_windows(config_));
+  if (first_worker()) watch_.evaluated(evaluation, seconds_since(start));
+  return evaluation;
 }
 
 void Run::report(const StepResult& result, double step_seconds,
@@ -175,6 +220,7 @@ void Run::report(const StepResult& result, double step_seconds,
                           static_cast<double>(config_.steps - result.step);
   }
   progress_.show(status);
+  watch_.reported(status);
   if (evaluation) {
     progress_.note(fmt::format("step {}: validation loss {:.4f}, {:.4f} bits a byte", result.step,
                                evaluation->loss, evaluation->bits_per_byte));
@@ -224,6 +270,7 @@ void Run::finish_save() {
 void Run::note_saved() {
   if (!saving_step_) return;
   saved_step_ = std::exchange(saving_step_, std::nullopt);
+  if (first_worker()) watch_.saved(*saved_step_, checkpoints_.last_seconds());
   progress_.note(fmt::format("saved {}", checkpoint_folder(config_.run, *saved_step_).string()));
 }
 

@@ -6,9 +6,18 @@
 #include <vector>
 
 #include "core/check.h"
+#include "kernels/lap.h"
 #include "kernels/reduce.h"
 
 namespace lockstep {
+namespace {
+
+Shape seconds_shape(const kernels::StepNumbers& places) {
+  return words<double>(nullptr, places.workers, Device::cpu).shape();
+}
+
+}  // namespace
+
 TrainStep::TrainStep(Transformer& model, BatchSource& batches, const Sharding& sharding,
                      GradientReducer& reducer, AdamW& optimizer, LossScaler& scaler,
                      const LrSchedule& schedule, Communicator& communicator,
@@ -30,7 +39,11 @@ TrainStep::TrainStep(Transformer& model, BatchSource& batches, const Sharding& s
       places_{sharding.workers(), sharding.virtual_workers_each(), sharding.num_buckets()},
       numbers_(DType::int32,
                words<double>(nullptr, places_.workers * places_.size(), Device::cpu).shape(),
-               model.options().device) {
+               model.options().device),
+      host_seconds_(Buffer::pinned(DType::int32, seconds_shape(places_), model.options().device)) {
+  if (model.options().device != Device::cpu) {
+    seconds_ = Buffer(DType::int32, seconds_shape(places_), model.options().device);
+  }
   std::vector<Range> slices;
   for (const Sharding::Slice& slice : sharding.slices()) slices.push_back(slice.range);
   for (const Range& range : slices) largest_slice_ = std::max(largest_slice_, range.size());
@@ -97,6 +110,8 @@ void TrainStep::enqueue() {
   auto* const numbers = static_cast<double*>(numbers_.tensor().data());
   double* const own = numbers + sharding_.rank() * places_.size();
   kernels::set_zero(words(own, places_.size(), stream.device()), stream);
+  double* const own_seconds = numbers + places_.seconds(sharding_.rank());
+  kernels::lap(own_seconds, stream);
 
   // 1. Forward and backward of this worker's virtual workers, one micro-batch after the other;
   //    gradients of the mean loss, times the loss scale, add up in fp32. The last backward of each
@@ -113,12 +128,14 @@ void TrainStep::enqueue() {
       });
     }
   }
+  kernels::lap(own_seconds, stream);
 
   // 2. Sum over virtual workers, in the order of docs/determinism.md. Each worker gets the ranges
   //    that it updates.
   reducer_.finish();
 
-  // 3. Every worker tells all others its losses, the squares of its slices, and whether to stop.
+  // 3. Every worker tells all others its losses, the squares of its slices, and whether to stop,
+  //    and how long it computed.
   kernels::add_sums_of_squares(own + places_.squares(0, 0, 0), model_.gradients(),
                                static_cast<const Range*>(slices_.tensor().data()), num_slices_,
                                largest_slice_, stream);
@@ -130,12 +147,15 @@ void TrainStep::enqueue() {
 
   // 4. Undo the loss scale before anything looks at a magnitude; clip. A gradient that is not
   //    finite never reaches the weights.
-  kernels::decide_step(decision_.there(), &inputs->adam, numbers, places_, &inputs->clip, stream);
+  const Tensor seconds = (seconds_.size_bytes() > 0 ? seconds_ : host_seconds_).tensor();
+  kernels::decide_step(decision_.there(), &inputs->adam, static_cast<double*>(seconds.data()),
+                       numbers, places_, &inputs->clip, stream);
 
   // 5. Update this worker's ranges, and give every worker the new weights.
   optimizer_.update(model_.gradients(), &inputs->adam, stream);
   gather_shards(sharding_, model_.padded_weights(), communicator_, stream);
   decision_.download(stream);
+  if (seconds_.size_bytes() > 0) copy(host_seconds_.tensor(), seconds_.tensor(), stream);
 }
 
 StepResult TrainStep::finish(TrainerState& state) {
@@ -145,13 +165,15 @@ StepResult TrainStep::finish(TrainerState& state) {
   communicator_.check();
   const kernels::StepDecision& decision = decision_.host();
   const auto tokens = batches_.plan().step_tokens();
+  const auto* seconds = static_cast<const double*>(host_seconds_.tensor().data());
   const StepResult result{.step = state.step + 1,
                           .loss = decision.loss_sum / static_cast<double>(tokens),
                           .grad_norm = std::sqrt(decision.sum_of_squares) / scaler_.scale(),
                           .learning_rate = schedule_.learning_rate(state.updates),
                           .loss_scale = scaler_.scale(),
                           .skipped = decision.finite == 0,
-                          .stop = decision.stop != 0};
+                          .stop = decision.stop != 0,
+                          .worker_seconds = {seconds, seconds + places_.workers}};
 
   if (result.skipped) {
     state.lost_steps = scaler_.can_lower() ? 0 : state.lost_steps + 1;
@@ -171,7 +193,9 @@ StepResult TrainStep::finish(TrainerState& state) {
 
 int64_t TrainStep::device_bytes() const {
   return staging_.device_bytes() + inputs_.device_bytes() + decision_.device_bytes() +
-         (numbers_.device() == Device::cpu ? 0 : numbers_.size_bytes() + slices_.size_bytes());
+         (numbers_.device() == Device::cpu
+              ? 0
+              : numbers_.size_bytes() + seconds_.size_bytes() + slices_.size_bytes());
 }
 
 }  // namespace lockstep

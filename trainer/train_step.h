@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "comm/gradient_reducer.h"
 #include "comm/sharding.h"
@@ -18,13 +19,14 @@
 namespace lockstep {
 
 struct StepResult {
-  int64_t step = 0;          // from 1
-  double loss = 0;           // mean over the step's tokens, nats; before the update
-  double grad_norm = 0;      // global L2 norm, unscaled, before clipping
-  double learning_rate = 0;  // of the update; of the next one where this was skipped
-  double loss_scale = 1;     // that the step was computed with
-  bool skipped = false;      // gradients were not finite: nothing was updated
-  bool stop = false;         // some worker was asked to stop
+  int64_t step = 0;                         // from 1
+  double loss = 0;                          // mean over the step's tokens, nats; before the update
+  double grad_norm = 0;                     // global L2 norm, unscaled, before clipping
+  double learning_rate = 0;                 // of the update; of the next one where this was skipped
+  double loss_scale = 1;                    // that the step was computed with
+  bool skipped = false;                     // gradients were not finite: nothing was updated
+  bool stop = false;                        // some worker was asked to stop
+  std::vector<double> worker_seconds = {};  // forward and backward of each, waiting aside
 };
 
 // One optimizer step over the global batch. The parts must outlive it.
@@ -87,8 +89,9 @@ class TrainStep {
   Mirrored<Inputs> inputs_;
   Mirrored<kernels::StepDecision> decision_;
   const kernels::StepNumbers places_;
-  Buffer numbers_;  // (workers, places_.size()) float64
-  Buffer slices_;   // Range of each of this worker's slices (Sharding::slices)
+  Buffer numbers_;                 // (workers, places_.size()) float64
+  Buffer seconds_, host_seconds_;  // (workers) float64; on the CPU the host's only
+  Buffer slices_;                  // Range of each of this worker's slices (Sharding::slices)
   int64_t num_slices_ = 0, largest_slice_ = 0;
   bool warm_ = false, started_ = false;
   std::optional<Graph> graph_;

@@ -15,7 +15,7 @@ static_assert(std::atomic<bool>::is_always_lock_free, "set by signal handlers");
 }  // namespace
 
 ExitCode train(const TrainConfig& config, Communicator& communicator,
-               const std::function<void()>& accepted) {
+               const std::function<void()>& accepted, StatusFile* status) {
   validate(config.model);
   validate(batch_plan(config, communicator));
   const Dataset dataset = Dataset::open(config.data);
@@ -24,7 +24,8 @@ ExitCode train(const TrainConfig& config, Communicator& communicator,
                     config.data.string(), dataset.tokenizer().vocab_size() - 1,
                     config.model.vocab_size);
   }
-  Run run(config, communicator, dataset, find_start(config, dataset, communicator), stop_requested);
+  Run run(config, communicator, dataset, find_start(config, dataset, communicator), stop_requested,
+          status);
   if (accepted) run_together(communicator, accepted);
   const ExitCode code = run.train();
   stop_requested = false;

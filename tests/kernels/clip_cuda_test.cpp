@@ -33,13 +33,20 @@ TEST_F(ClipCuda, DecidesAsTheCpu) {
       step.host().learning_rate = 7;
       inputs.upload(stream), step.upload(stream);
       StepDecision want;
+      std::vector<double> want_seconds(static_cast<size_t>(places.workers)), seconds(want_seconds);
+      Buffer seconds_there(DType::int32, {2 * places.workers}, Device::cuda);
       AdamStep want_step = step.host();
-      decide_step(&want, &want_step, numbers.data(), places, &inputs.host(), host);
-      decide_step(decision.there(), step.there(), static_cast<double*>(there.tensor().data()),
-                  places, inputs.there(), stream);
+      decide_step(&want, &want_step, want_seconds.data(), numbers.data(), places, &inputs.host(),
+                  host);
+      decide_step(decision.there(), step.there(),
+                  static_cast<double*>(seconds_there.tensor().data()),
+                  static_cast<double*>(there.tensor().data()), places, inputs.there(), stream);
+      copy(Tensor(seconds.data(), DType::int32, {2 * places.workers}), seconds_there.tensor(),
+           stream);
       decision.download(stream), step.download(stream);
       stream.synchronize();
       if (finite) {
+        EXPECT_EQ(seconds, want_seconds);
         EXPECT_EQ(decision.host().loss_sum, want.loss_sum);
         EXPECT_EQ(decision.host().sum_of_squares, want.sum_of_squares);
         EXPECT_EQ(step.host().gradient_factor, want_step.gradient_factor);

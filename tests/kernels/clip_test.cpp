@@ -11,27 +11,29 @@ namespace {
 struct Clip : testing::Test {
   void decide() {
     Stream stream;
-    decide_step(&decision, &step, numbers.data(), places, &inputs, stream);
+    seconds.resize(static_cast<size_t>(places.workers));
+    decide_step(&decision, &step, seconds.data(), numbers.data(), places, &inputs, stream);
   }
   // Three workers with two virtual workers each, two buckets.
   StepNumbers places{3, 2, 2};
-  std::vector<double> numbers = std::vector<double>(21);
+  std::vector<double> numbers = std::vector<double>(24), seconds;
   ClipInputs inputs;
   StepDecision decision;
   AdamStep step;
 };
 
 TEST_F(Clip, PlacesAreEachWorkersOwn) {
-  EXPECT_EQ(places.size(), 1 + 2 + 4);
-  std::vector<int> taken(21);
+  EXPECT_EQ(places.size(), 2 + 2 + 4);
+  std::vector<int> taken(24);
   for (int w = 0; w < 3; w++) {
     taken[static_cast<size_t>(w * places.size())]++;
+    taken[static_cast<size_t>(places.seconds(w))]++;
     for (int v = 0; v < 2; v++) {
       taken[static_cast<size_t>(places.loss(w, v))]++;
       for (int b = 0; b < 2; b++) taken[static_cast<size_t>(places.squares(w, b, v))]++;
     }
   }
-  EXPECT_EQ(taken, std::vector<int>(21, 1));
+  EXPECT_EQ(taken, std::vector<int>(24, 1));
 }
 
 // Virtual worker by virtual worker, and for squares bucket by bucket before that: 2^53 + 1 is lost,
@@ -79,14 +81,14 @@ TEST_F(Clip, WhatIsNotFiniteSkipsTheStep) {
        {std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity(),
         std::numeric_limits<double>::quiet_NaN()}) {
     for (const int64_t place : {places.loss(2, 1), places.squares(0, 1, 0)}) {
-      numbers.assign(21, 1);
+      numbers.assign(24, 1);
       numbers[static_cast<size_t>(place)] = bad;
       decide();
       EXPECT_EQ(decision.finite, 0);
       EXPECT_EQ(step.skipped, 1);
     }
   }
-  numbers.assign(21, 1e300);  // large is not infinite
+  numbers.assign(24, 1e300);  // large is not infinite
   decide();
   EXPECT_EQ(step.skipped, 0);
 }
@@ -97,6 +99,18 @@ TEST_F(Clip, OneWorkerStopsAll) {
   numbers[static_cast<size_t>(2 * places.size())] = 1;
   decide();
   EXPECT_EQ(decision.stop, 1);
+}
+
+TEST_F(Clip, SecondsAreHandedOnAndDecideNothing) {
+  inputs.clip_norm = 1;
+  numbers.assign(24, 0.5);
+  decide();
+  const StepDecision before = decision;
+  for (int w = 0; w < 3; w++) numbers[static_cast<size_t>(places.seconds(w))] = 1e9 + w;
+  decide();
+  EXPECT_EQ(seconds, (std::vector<double>{1e9, 1e9 + 1, 1e9 + 2}));
+  EXPECT_EQ(decision.loss_sum, before.loss_sum);
+  EXPECT_EQ(decision.sum_of_squares, before.sum_of_squares);
 }
 
 }  // namespace

@@ -128,8 +128,8 @@ TEST(TrainOptions, ContradictionsAreNamed) {
 
 TEST(TrainOptions, CudaNeedsAGpu) {
   if (cuda_device_count() > 0) GTEST_SKIP() << "there is a GPU here";
-  EXPECT_THROW(check_device(DeviceChoice::cuda), DeviceError);
-  EXPECT_NO_THROW(check_device(DeviceChoice::automatic));
+  EXPECT_THROW(check_device({.device = DeviceChoice::cuda, .threads = {}}), DeviceError);
+  EXPECT_NO_THROW(check_device({}));
 }
 
 TEST(TrainOptions, PrecisionFollowsTheMachine) {

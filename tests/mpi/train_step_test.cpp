@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -155,6 +156,23 @@ TEST_F(MpiTrainStep, AStopAskedOfOneWorkerIsSeenByAllAtTheSameStep) {
   EXPECT_FALSE(run.step.run(run.state).stop);
   run.stop_requested = world().rank() == world().size() - 1;
   EXPECT_TRUE(run.step.run(run.state).stop);
+}
+
+TEST_F(MpiTrainStep, EveryWorkerLearnsHowLongEachComputes) {
+  const Golden golden("gpt2");
+  GoldenRun run = make(golden, DType::fp32, world());
+  const auto start = std::chrono::steady_clock::now();
+  const StepResult result = run.step.run(run.state);
+  const std::chrono::duration<double> step = std::chrono::steady_clock::now() - start;
+  ASSERT_EQ(result.worker_seconds.size(), static_cast<size_t>(world().size()));
+  for (const double seconds : result.worker_seconds) EXPECT_GT(seconds, 0);
+  EXPECT_LT(result.worker_seconds[static_cast<size_t>(world().rank())], step.count());
+  double sum = 0;
+  for (const double seconds : result.worker_seconds) sum += seconds;
+  double most = sum, least = sum;
+  world().all_reduce(&most, 1, ReduceOp::max);
+  world().all_reduce(&least, 1, ReduceOp::min);
+  EXPECT_EQ(most, least) << "all know the same";
 }
 
 // One flipped bit of one worker's memory.

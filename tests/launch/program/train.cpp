@@ -121,6 +121,29 @@ TEST_F(Train, RefusesOptionsThatContradictTheRun) {
   EXPECT_EQ(read_text(folder / "run.cfg"), read_text(world.run() / "run.cfg"));
 }
 
+// What is refused leaves run.cfg as it was.
+TEST_F(Train, RefusesFewerStepsThanItHas) {
+  const fs::path folder = copy();
+  expect_error(resume(folder, {"--steps", "30"}), 2,
+               {"--steps 30 is less than the 40 steps", "has already"});
+  EXPECT_EQ(read_text(folder / "run.cfg"), read_text(world.run() / "run.cfg"));
+}
+
+TEST_F(Train, ARunThatIsNotThere) {
+  expect_error(run({"train", "--run", world.path("nope")}), 2,
+               {"--data DATASET is missing", "there is no run", "nope"});
+}
+
+TEST_F(Train, OptionsOfGpusOnACpu) {
+  for (const char* option : {"--share-gpu", "--no-cuda-graph"}) {
+    expect_error(run(train_arguments(world.data(), world.path("cpu"), {"--device", "cpu", option})),
+                 2, {option, "contradicts --device cpu"});
+  }
+  expect_error(run({"generate", "--checkpoint", world.run(), "--prompt", "a", "--share-gpu",
+                    "--device", "cpu"}),
+               2, {"--share-gpu contradicts --device cpu"});
+}
+
 TEST_F(Train, OtherDataThanTheRunHad) {
   std::string text = read_text(world.text());
   text[0] = 'X';

@@ -1,0 +1,227 @@
+#include "trainer/run_lease.h"
+
+#include <fcntl.h>
+#include <fmt/chrono.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <sstream>
+#include <utility>
+
+#include "core/check.h"
+#include "core/file.h"
+
+namespace lockstep {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* kName = "lease.json";
+
+// Process numbers mean something to those alone who share a kernel and a namespace of them.
+std::string machine_name() {
+  std::string boot;
+  std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);
+  std::error_code error;
+  return boot + " " + fs::read_symlink("/proc/self/ns/pid", error).string();
+}
+
+struct Process {
+  char state = 0;
+  int64_t start = 0;  // clock ticks
+};
+
+// proc(5): "pid (name) state ...", the start is the 22nd field. The name may hold anything.
+std::optional<Process> process(int64_t pid) {
+  std::string line;
+  std::getline(std::ifstream(fmt::format("/proc/{}/stat", pid)), line);
+  const size_t name_end = line.rfind(')');
+  if (name_end == std::string::npos) return std::nullopt;
+  std::istringstream fields(line.substr(name_end + 1));
+  Process found;
+  fields >> found.state;
+  std::string skipped;
+  for (int field = 4; field < 22; field++) fields >> skipped;
+  fields >> found.start;
+  return found;
+}
+
+// Of a file that another may be writing or removing: empty then.
+std::string content_of(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+// False where it is there already. Of all means, network file systems have this one too.
+bool create_exclusively(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (descriptor >= 0) return ::close(descriptor) == 0;
+  if (errno == EEXIST) return false;
+  throw DataError("{} cannot be made: {}; it keeps other programs out of the run", path.string(),
+                  std::strerror(errno));
+}
+
+Holder holder_in(const std::string& content) {
+  return holder_from_json(json::parse(content, nullptr, false));
+}
+
+}  // namespace
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  ::gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
+Holder this_process(const std::string& job) {
+  std::random_device random;
+  const int64_t pid = ::getpid();
+  return {.token = fmt::format("{:08x}{:08x}", random(), random()),
+          .host = host_name(),
+          .machine = machine_name(),
+          .pid = pid,
+          .process_start = process(pid).value_or(Process()).start,
+          .job = job,
+          .since = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now())};
+}
+
+json to_json(const Holder& h) {
+  return {{"token", h.token},
+          {"host", h.host},
+          {"machine", h.machine},
+          {"pid", h.pid},
+          {"process_start", h.process_start},
+          {"job", h.job.empty() ? json() : json(h.job)},
+          {"started", h.since}};
+}
+
+Holder holder_from_json(const json& object) {
+  Holder h;
+  if (!object.is_object()) return h;
+  const auto text = [&](const char* key, std::string& field) {
+    if (const auto at = object.find(key); at != object.end() && at->is_string()) field = *at;
+  };
+  const auto number = [&](const char* key, int64_t& field) {
+    if (const auto at = object.find(key); at != object.end() && at->is_number_integer())
+      field = *at;
+  };
+  text("token", h.token), text("host", h.host), text("machine", h.machine), text("job", h.job);
+  number("pid", h.pid), number("process_start", h.process_start), number("started", h.since);
+  return h;
+}
+
+std::string describe(const Holder& h) {
+  if (h.pid == 0) return "a process that has not said which it is";
+  return fmt::format("process {} on {}{}, since {:%Y-%m-%d %H:%M}", h.pid, h.host,
+                     h.job.empty() ? "" : ", job " + h.job,
+                     fmt::localtime(static_cast<std::time_t>(h.since)));
+}
+
+std::optional<bool> is_alive(const Holder& holder) {
+  if (holder.pid == 0 || holder.machine != machine_name()) return std::nullopt;
+  const auto found = process(holder.pid);
+  return found && found->start == holder.process_start && found->state != 'Z' &&
+         found->state != 'X';
+}
+
+RunLease::RunLease(Holder self, std::chrono::milliseconds beat, std::chrono::milliseconds stale)
+    : self_(std::move(self)), beat_(beat), stale_(stale) {}
+
+RunLease::~RunLease() {
+  if (!thread_.joinable()) return;  // it was never held
+  {
+    std::lock_guard lock(mutex_);
+    end_ = true;
+  }
+  ending_.notify_all();
+  thread_.join();
+  if (ours()) ::unlink(file_.c_str());
+}
+
+bool RunLease::try_take(const fs::path& run, std::function<void()> on_beat) {
+  if (thread_.joinable()) return true;
+  file_ = run / kName;
+  if (!create() && !replace_dead_one()) return false;
+  thread_ = std::thread([this, on_beat = std::move(on_beat)] { beat_on(on_beat); });
+  return true;
+}
+
+bool RunLease::create() {
+  if (!create_exclusively(file_)) return false;
+  write_file_atomically(file_, text());
+  return true;
+}
+
+bool RunLease::replace_dead_one() {
+  const std::string content = content_of(file_);
+  const Holder other = holder_in(content);
+  const std::optional<bool> alive = is_alive(other);
+  if (alive == true || (watched_ && content != *watched_)) {
+    throw UsageError(
+        "another program is training in {} right now: {}; stop it, or choose another --run",
+        file_.parent_path().string(), describe(other));
+  }
+  const auto now = std::chrono::steady_clock::now();
+  if (!alive && !watched_) {
+    watched_ = content;
+    watched_since_ = now;
+  }
+  if (!alive && now - watched_since_ < stale_) return false;
+
+  // Of several who come here at once, one replaces this very lease: who has made the claim.
+  const fs::path claim =
+      fmt::format("{}.after-{:016x}", file_.string(), std::hash<std::string>()(content));
+  if (!create_exclusively(claim)) {
+    if (!claimed_since_) claimed_since_ = now;
+    if (now - *claimed_since_ >= stale_) ::unlink(claim.c_str());  // who made it died there
+    return false;
+  }
+  const bool unchanged = content_of(file_) == content;
+  if (unchanged) write_file_atomically(file_, text());
+  ::unlink(claim.c_str());
+  if (unchanged) taken_over_from_ = describe(other);
+  return unchanged;
+}
+
+std::string RunLease::text() const {
+  json object = to_json(self_);
+  object["beat"] = beats_;
+  return object.dump() + "\n";
+}
+
+bool RunLease::ours() const { return holder_in(content_of(file_)).token == self_.token; }
+
+void RunLease::beat_on(const std::function<void()>& on_beat) {
+  std::unique_lock lock(mutex_);
+  bool warned = false;
+  while (!ending_.wait_for(lock, beat_, [&] { return end_; })) {
+    lock.unlock();
+    beats_++;
+    try {
+      lost_ = lost_ || !ours();
+      if (!lost_) write_file_atomically(file_, text());
+      on_beat();
+    } catch (const DataError& error) {  // such as a full disk, of which the next save will tell
+      if (!std::exchange(warned, true))
+        spdlog::warn("the run's state is not noted: {}", error.what());
+    }
+    lock.lock();
+  }
+}
+
+void RunLease::check() const {
+  if (!lost_) return;
+  throw UsageError(
+      "another program has taken over {}: {}; this one was not heard of for too long, or {} was "
+      "removed",
+      file_.parent_path().string(), describe(holder_in(content_of(file_))), file_.string());
+}
+
+}  // namespace lockstep
