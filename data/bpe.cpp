@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <queue>
 
 #include "core/check.h"
 
@@ -94,55 +93,50 @@ void BpeMerger::encode_short(std::string_view word, std::vector<int32_t>& ids) c
   for (; left != 0; left &= left - 1) ids.push_back(tokens[__builtin_ctzll(left)]);
 }
 
-// A queue of candidate merges over a linked list of tokens. A candidate whose tokens have changed
-// since it was queued is recognised by its rank: what starts at a place only grows.
+// A tournament of candidate merges (Knuth, 5.4.1) over a linked list of tokens: the best of each
+// two plays on, and three places change with a merge.
 void BpeMerger::encode_long(std::string_view word, std::vector<int32_t>& ids) const {
   struct Node {
-    int32_t token;  // -1: merged into the one before
+    int32_t token;
     uint32_t previous, next;
   };
-  struct Candidate {
-    uint32_t rank, place;
-    bool operator<(const Candidate& other) const {  // std::priority_queue takes the largest first
-      return rank != other.rank ? rank > other.rank : place > other.place;
-    }
+  CHECK(word.size() < UINT32_MAX - 1, "a word of {} bytes", word.size());
+  // Byte i has place i + 1; what is before the first and behind the last is no token.
+  const auto places = static_cast<uint32_t>(word.size()) + 2;
+  std::vector<Node> nodes(places);
+  for (uint32_t i = 0; i < places; i++) nodes[i] = {-1, i - 1, i + 1};
+  for (uint32_t i = 1; i + 1 < places; i++) {
+    nodes[i].token = byte_ids_[static_cast<uint8_t>(word[i - 1])];
+  }
+
+  // The rank of the merge of a token with the one behind it, and its place; winners before players.
+  std::vector<uint64_t> tree(size_t{2} * places);
+  const auto candidate_at = [&](uint32_t place, uint32_t rank) {
+    tree[size_t{places} + place] = uint64_t{rank} << 32 | place;
   };
-  constexpr uint32_t kNone = UINT32_MAX;
-  CHECK(word.size() < kNone, "a word of {} bytes", word.size());
-  const auto size = static_cast<uint32_t>(word.size());
-  std::vector<Node> nodes(size);
-  for (uint32_t i = 0; i < size; i++) {
-    const int32_t token = byte_ids_[static_cast<uint8_t>(word[i])];
-    nodes[i] = {token, i == 0 ? kNone : i - 1, i + 1 == size ? kNone : i + 1};
-  }
-
-  std::vector<Candidate> initial;
-  const auto candidate_at = [&](uint32_t place, auto add) {
-    const uint32_t rank = ranks_.find(nodes[place].token, nodes[nodes[place].next].token);
-    if (rank != kNoRank) add(Candidate{rank, place});
+  const auto play = [&](size_t i) { tree[i] = std::min(tree[2 * i], tree[2 * i + 1]); };
+  const auto set = [&](uint32_t place, uint32_t rank) {
+    candidate_at(place, rank);
+    for (size_t i = (size_t{places} + place) / 2; i > 0; i /= 2) play(i);
   };
-  for (uint32_t i = 0; i + 1 < size; i++) {
-    candidate_at(i, [&](const Candidate& candidate) { initial.push_back(candidate); });
+  candidate_at(places - 1, kNoRank);
+  for (uint32_t i = 0; i + 1 < places; i++) {
+    candidate_at(i, ranks_.find(nodes[i].token, nodes[i + 1].token));
   }
-  std::priority_queue<Candidate> queue({}, std::move(initial));
-  const auto push = [&](const Candidate& candidate) { queue.push(candidate); };
+  for (size_t i = places - 1; i > 0; i--) play(i);
 
-  while (!queue.empty()) {
-    const Candidate top = queue.top();
-    queue.pop();
-    Node& left = nodes[top.place];
-    if (left.token < 0 || left.next == kNone) continue;
-    Node& right = nodes[left.next];
-    if (ranks_.find(left.token, right.token) != top.rank) continue;
-
-    left.token = results_[top.rank];
-    right.token = -1;
-    left.next = right.next;
-    if (left.next != kNone) nodes[left.next].previous = top.place;
-    if (left.previous != kNone) candidate_at(left.previous, push);
-    if (left.next != kNone) candidate_at(top.place, push);
+  while (tree[1] >> 32 != kNoRank) {
+    const auto place = static_cast<uint32_t>(tree[1]);
+    Node& node = nodes[place];
+    const uint32_t merged = node.next;
+    node.token = results_[tree[1] >> 32];
+    node.next = nodes[merged].next;
+    nodes[node.next].previous = place;
+    set(merged, kNoRank);
+    set(place, ranks_.find(node.token, nodes[node.next].token));
+    set(node.previous, ranks_.find(nodes[node.previous].token, node.token));
   }
-  for (uint32_t i = 0; i != kNone; i = nodes[i].next) ids.push_back(nodes[i].token);
+  for (uint32_t i = nodes[0].next; i + 1 < places; i = nodes[i].next) ids.push_back(nodes[i].token);
 }
 
 }  // namespace lockstep

@@ -21,7 +21,7 @@ class BpeMerger {
   int32_t byte_id(uint8_t byte) const { return byte_ids_[byte]; }
 
   // Adds the ids of `word`, of less than 4 GiB, to the end of `ids`. Words longer than kShortWord
-  // bytes take O(n log n) steps and 24 bytes of memory a byte.
+  // bytes take O(n log n) steps and 28 bytes of memory a byte.
   void encode(std::string_view word, std::vector<int32_t>& ids) const;
 
   static constexpr size_t kShortWord = 62;
