@@ -188,7 +188,7 @@ for ((attempt = 0; ; attempt++)); do
   had=${#hosts[@]}
   drop_lost_hosts
   for host in "${lost[@]}"; do say "$host does not answer any more, and is left out"; done
-  [ "$had" -eq 0 ] || [ ${#hosts[@]} -gt 0 ] || { say "no host is left"; exit 4; }
+  [ "$had" -eq 0 ] || [ ${#hosts[@]} -gt 0 ] || { say "no host answers any more"; exit 4; }
   if [ "$step" = "$failed_at" ] && [ ${#lost[@]} -eq 0 ]; then
     say "it ended at the same step as before, though every host answers: started again it would" \
       "end there again; look at the first error above"
@@ -196,7 +196,7 @@ for ((attempt = 0; ; attempt++)); do
   fi
   failed_at=$step
   choose_workers "$@"
-  say "starts again in $pause s, on $workers workers${hosts[0]:+ of ${hosts[*]}}"
+  say "starts again in $pause s: -np $workers${hosts[0]:+ on ${hosts[*]}}"
   sleep "$pause" &
   wait $!
   [ -z "$stopping" ] || exit 75

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the batch scripts of this folder share; they source it. Settings of your cluster that hold for
 # all of them (modules, network interfaces) belong here: README.md says which.
 
@@ -55,13 +56,17 @@ value_of() {
   echo "$value"
 }
 
-# Shows the last step of a run as the job's comment (squeue -o '%i %j %k').
+# Shows the last step of the run as the job's comment (squeue -o '%i %j %k').
+show_step() {
+  local step
+  step=$(tail -n 1 "$run/metrics.jsonl" 2>/dev/null |
+    sed -nE 's/.*"step":([0-9]+),"loss":([0-9.]+).*/step \1, loss \2/p')
+  [ -z "$step" ] || scontrol update jobid="$job" comment="$step"
+}
 show_progress() {
-  local metrics=$1/metrics.jsonl
-  until [ -s "$metrics" ]; do sleep 1; done
+  until [ -s "$run/metrics.jsonl" ]; do sleep 1; done
   while true; do
-    scontrol update jobid="$job" comment="$(tail -n 1 "$metrics" |
-      sed -E 's/.*"step":([0-9]+),"loss":([0-9.]+).*/step \1, loss \2/')"
+    show_step
     sleep 30
   done
 }
@@ -91,10 +96,10 @@ run_workers() {
 
 # run_workers for a training, with its progress shown.
 run_training() {
-  local run
   run=$(value_of --run "$@")
   [ -n "$run" ] || fail "--run is missing: name the run folder"
-  show_progress "$run" &
-  trap "kill $! 2>/dev/null" EXIT
+  show_progress &
+  progress=$!
+  trap 'kill $progress 2>/dev/null; show_step' EXIT
   run_workers train "$@"
 }

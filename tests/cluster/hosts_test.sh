@@ -74,7 +74,7 @@ same_bits over_tcp
 begin killed
 pkill -KILL -o --ns "$(ip netns pids "${name}2" | head -n 1)" --nslist net -f "$program train"
 finish killed
-says killed "starts again in 1 s, on 2 workers of 10.77.0.1 10.77.0.2"
+says killed "starts again in 1 s: -np 2 on 10.77.0.1 10.77.0.2"
 same_bits killed
 
 # Stopped on request, it is not started again.
@@ -112,6 +112,6 @@ begin cut
 finish cut
 says cut "worker 0 on ${name}1: .*: after 3.0 s worker 1 had not come to it"
 says cut "10.77.0.2 does not answer any more, and is left out"
-says cut "starts again in 1 s, on 1 workers of 10.77.0.1"
+says cut "starts again in 1 s: -np 1 on 10.77.0.1"
 same_bits cut
 echo "lost workers and hosts cost time, not bits"
