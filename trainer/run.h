@@ -10,6 +10,7 @@
 #include "trainer/product_record.h"
 #include "trainer/progress.h"
 #include "trainer/resume.h"
+#include "trainer/step_profile.h"
 #include "trainer/training.h"
 
 namespace lockstep {
@@ -51,6 +52,7 @@ class Run {
   bool finished() const { return state().step >= config_.steps; }
   // What happens every so many steps, 0 for never, follows this one.
   bool due(int64_t every) const { return every > 0 && state().step % every == 0; }
+  void show_profile(const std::string& table);  // unless it is empty
   bool pause_due() const;  // something needs the model between this step and the next
 
   const TrainConfig& config_;
@@ -58,6 +60,7 @@ class Run {
   const Dataset& dataset_;
   ProductRecord products_;
   const std::vector<std::string> product_notes_;  // of reusing it, before the first product of all
+  StepProfile profile_;
   const double peak_flops_;  // a second, of all workers together; measured in memory now free again
   Training training_;
 
