@@ -9,6 +9,17 @@ namespace lockstep {
 
 enum class ReduceOp { sum, max, min };
 
+// What an operation has this worker send, at least, if its `size_bytes` go around a ring or in
+// blocks from worker to worker. all_reduce: a reduce-scatter and an all-gather.
+inline Work collective_work(std::string_view operation, int64_t size_bytes, int workers) {
+  const double others = static_cast<double>(workers - 1) / workers;
+  const double times = operation == "all_reduce" ? 2 * others : others;
+  return {operation, times * static_cast<double>(size_bytes), 0, Unit::link};
+}
+inline Work broadcast_work(int64_t size_bytes, int workers) {
+  return {"broadcast", workers == 1 ? 0 : static_cast<double>(size_bytes), 0, Unit::link};
+}
+
 // Collective operations among the workers. Every worker must call the same operations in the same
 // order with the same counts. Each is enqueued on `stream`; on the CPU it is complete on return.
 // Throws DeviceError, naming the operation, when a peer or the network fails, or when the workers

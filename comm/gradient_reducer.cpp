@@ -8,6 +8,7 @@
 
 #include "comm/ordered_reduction.h"
 #include "core/check.h"
+#include "core/profile.h"
 
 namespace lockstep {
 
@@ -74,6 +75,7 @@ class GradientReducer::Implementation {
   void finish() {
     CHECK(complete_from_ == 0, "backward has not completed every group");
     if (thread_.joinable()) {
+      const ProfileScope scope(Span::Kind::wait, "wait_for_reduction");
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [&] { return reduced_ == sharding_.num_buckets() || error_; });
       if (error_) std::rethrow_exception(error_);
@@ -101,6 +103,7 @@ class GradientReducer::Implementation {
   }
 
   void finish_virtual_worker() {
+    const ProfileScope scope(Span::Kind::stage, "keep gradients");
     ordered_->keep(backward_stream_);
     virtual_workers_done_++;
     complete_from_ = -1;
@@ -116,6 +119,7 @@ class GradientReducer::Implementation {
   }
 
   void reduce(int b, Stream& stream) {
+    const ProfileScope scope(Span::Kind::stage, "bucket", b + 1);
     communicator_->set_purpose(
         fmt::format("of gradients, bucket {} of {}", b + 1, sharding_.num_buckets()));
     if (ordered_) {
@@ -127,6 +131,7 @@ class GradientReducer::Implementation {
   }
 
   void work() {
+    name_profile_thread("gradient reduction");
     std::unique_lock lock(mutex_);
     while (true) {
       changed_.wait(lock, [&] { return stopping_ || reduced_ < ready_; });

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "comm/check_mpi.h"
+#include "core/profile.h"
 
 namespace lockstep {
 
@@ -169,6 +170,7 @@ MpiCommunicator::~MpiCommunicator() {
 void MpiCommunicator::wait_for_peers(const char* operation) {
   if (cancelled_) throw_cancelled(operation);
   if (size_ == 1) return;
+  const ProfileScope scope(Span::Kind::wait, "wait_for_peers");
   MPI_Request request;
   CHECK_MPI(MPI_Ibarrier(communicator_, &request), operation);
   wait(request, operation, Pace::asleep);
@@ -220,10 +222,11 @@ void MpiCommunicator::all_reduce(double* values, int64_t count, ReduceOp op) {
 }
 
 void MpiCommunicator::all_reduce(void* data, int64_t count, MPI_Datatype type, ReduceOp op) {
-  wait_for_peers("all-reduce");
-  if (size_ == 1) return;
   int element_bytes = 0;
   CHECK_MPI(MPI_Type_size(type, &element_bytes), "all-reduce");
+  const ProfileScope scope(collective_work("all_reduce", count * element_bytes, size_));
+  wait_for_peers("all-reduce");
+  if (size_ == 1) return;
   for (int64_t begin = 0; begin < count; begin += options_.largest_count) {
     const int64_t part = std::min(options_.largest_count, count - begin);
     MPI_Request request;
@@ -237,6 +240,7 @@ void MpiCommunicator::all_reduce(void* data, int64_t count, MPI_Datatype type, R
 void MpiCommunicator::all_gather(const Tensor& data, Stream&) {
   check_host(data);
   CHECK(data.size() % size_ == 0, "{} elements among {} workers", data.size(), size_);
+  const ProfileScope scope(collective_work("all_gather", data.size_bytes(), size_));
   wait_for_peers("all-gather");
   if (size_ == 1) return;
   const Block block(data.size_bytes() / size_, options_.largest_count);
@@ -251,6 +255,7 @@ void MpiCommunicator::reduce_scatter(const Tensor& out, const Tensor& data, Stre
   check_host(data);
   CHECK(data.size() == out.size() * size_ && data.dtype() == out.dtype(),
         "{} elements to {} workers with {} each", data.size(), size_, out.size());
+  const ProfileScope scope(collective_work("reduce_scatter", data.size_bytes(), size_));
   wait_for_peers("reduce-scatter");
   const MPI_Datatype type = reducible_type(data);
   const int64_t n = out.size(), element_bytes = size_bytes(data.dtype());
@@ -279,6 +284,7 @@ void MpiCommunicator::all_to_all(const Tensor& out, const Tensor& data, Stream&)
   check_host(data);
   CHECK(data.size_bytes() == out.size_bytes() && data.size() % size_ == 0,
         "{} elements among {} workers", data.size(), size_);
+  const ProfileScope scope(collective_work("all_to_all", data.size_bytes(), size_));
   wait_for_peers("all-to-all");
   const Block block(data.size_bytes() / size_, options_.largest_count);
   MPI_Request request;
@@ -290,6 +296,7 @@ void MpiCommunicator::all_to_all(const Tensor& out, const Tensor& data, Stream&)
 
 void MpiCommunicator::broadcast(const Tensor& data, int root, Stream&) {
   check_host(data);
+  const ProfileScope scope(broadcast_work(data.size_bytes(), size_));
   wait_for_peers("broadcast");
   broadcast_bytes(data.data(), data.size_bytes(), root);
 }

@@ -2,6 +2,7 @@
 
 #include <nccl.h>  // and what it needs of CUDA
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 
 #include "core/check.h"
 #include "core/device.h"
+#include "core/profile.h"
 
 namespace lockstep {
 namespace {
@@ -107,30 +109,33 @@ class NcclCommunicator : public Communicator {
   void all_reduce(const Tensor& data, ReduceOp op, Stream& stream) override {
     CHECK(data.dtype() == DType::fp32 || data.dtype() == DType::int32,
           "{} is not summed between workers: widen it to fp32 first", name(data.dtype()));
-    enqueue("all-reduce", data, stream, [&](cudaStream_t native) {
-      return ncclAllReduce(data.data(), data.data(), count(data), nccl_type(data.dtype()),
-                           nccl_op(op), communicator_, native);
-    });
+    enqueue(collective_work("all_reduce", data.size_bytes(), size()), data, stream,
+            [&](cudaStream_t native) {
+              return ncclAllReduce(data.data(), data.data(), count(data), nccl_type(data.dtype()),
+                                   nccl_op(op), communicator_, native);
+            });
   }
 
   void all_gather(const Tensor& data, Stream& stream) override {
     CHECK(data.size() % size() == 0, "{} elements among {} workers", data.size(), size());
     const int64_t bytes = data.size_bytes() / size();
-    enqueue("all-gather", data, stream, [&](cudaStream_t native) {
-      return ncclAllGather(static_cast<char*>(data.data()) + rank() * bytes, data.data(),
-                           count(data) / static_cast<size_t>(size()), nccl_type(data.dtype()),
-                           communicator_, native);
-    });
+    enqueue(collective_work("all_gather", data.size_bytes(), size()), data, stream,
+            [&](cudaStream_t native) {
+              return ncclAllGather(static_cast<char*>(data.data()) + rank() * bytes, data.data(),
+                                   count(data) / static_cast<size_t>(size()),
+                                   nccl_type(data.dtype()), communicator_, native);
+            });
   }
 
   void reduce_scatter(const Tensor& out, const Tensor& data, Stream& stream) override {
     CHECK(data.size() == out.size() * size() && data.dtype() == out.dtype(),
           "{} elements to {} workers with {} each", data.size(), size(), out.size());
     if (size() == 1) return copy(out, data.reshape(out.shape()), stream);
-    enqueue("reduce-scatter", data, stream, [&](cudaStream_t native) {
-      return ncclReduceScatter(data.data(), out.data(), count(out), nccl_type(data.dtype()),
-                               ncclSum, communicator_, native);
-    });
+    enqueue(collective_work("reduce_scatter", data.size_bytes(), size()), data, stream,
+            [&](cudaStream_t native) {
+              return ncclReduceScatter(data.data(), out.data(), count(out), nccl_type(data.dtype()),
+                                       ncclSum, communicator_, native);
+            });
   }
 
   // Grouped sends and receives: NCCL runs them as one operation.
@@ -141,25 +146,26 @@ class NcclCommunicator : public Communicator {
     const size_t each = count(data) / static_cast<size_t>(size());
     const size_t bytes = each * static_cast<size_t>(size_bytes(data.dtype()));
     const ncclDataType_t type = nccl_type(data.dtype());
-    enqueue("all-to-all", data, stream, [&](cudaStream_t native) {
-      ncclResult_t first_failure = ncclGroupStart();
-      const auto keep = [&](ncclResult_t code) {
-        if (first_failure == ncclSuccess) first_failure = code;
-      };
-      for (int peer = 0; peer < size(); peer++) {
-        const size_t place = static_cast<size_t>(peer) * bytes;
-        keep(ncclSend(static_cast<const char*>(data.data()) + place, each, type, peer,
-                      communicator_, native));
-        keep(ncclRecv(static_cast<char*>(out.data()) + place, each, type, peer, communicator_,
-                      native));
-      }
-      keep(ncclGroupEnd());
-      return first_failure;
-    });
+    enqueue(collective_work("all_to_all", data.size_bytes(), size()), data, stream,
+            [&](cudaStream_t native) {
+              ncclResult_t first_failure = ncclGroupStart();
+              const auto keep = [&](ncclResult_t code) {
+                if (first_failure == ncclSuccess) first_failure = code;
+              };
+              for (int peer = 0; peer < size(); peer++) {
+                const size_t place = static_cast<size_t>(peer) * bytes;
+                keep(ncclSend(static_cast<const char*>(data.data()) + place, each, type, peer,
+                              communicator_, native));
+                keep(ncclRecv(static_cast<char*>(out.data()) + place, each, type, peer,
+                              communicator_, native));
+              }
+              keep(ncclGroupEnd());
+              return first_failure;
+            });
   }
 
   void broadcast(const Tensor& data, int root, Stream& stream) override {
-    enqueue("broadcast", data, stream, [&](cudaStream_t native) {
+    enqueue(broadcast_work(data.size_bytes(), size()), data, stream, [&](cudaStream_t native) {
       return ncclBroadcast(data.data(), data.data(), count(data), nccl_type(data.dtype()), root,
                            communicator_, native);
     });
@@ -260,13 +266,15 @@ class NcclCommunicator : public Communicator {
   }
 
   template <class Call>
-  void enqueue(const char* operation, const Tensor& data, Stream& stream, const Call& call) {
+  void enqueue(const Work& work, const Tensor& data, Stream& stream, const Call& call) {
     throw_if_failed();
     CHECK(data.device() == Device::cuda && stream.device() == Device::cuda,
           "NCCL moves the memory of GPUs");
     if (size() == 1) return;
-    const std::string what =
-        purpose_.empty() ? std::string(operation) : fmt::format("{} {}", operation, purpose_);
+    std::string what(work.name);
+    std::replace(what.begin(), what.end(), '_', '-');
+    if (!purpose_.empty()) what += " " + purpose_;
+    const ProfileScope scope(work, stream);
     {
       const std::lock_guard lock(nccl_mutex_);
       if (communicator_ != nullptr) {

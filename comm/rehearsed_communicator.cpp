@@ -15,19 +15,17 @@ class RehearsedCommunicator : public Communicator {
   int size() const override { return workers_; }
 
   void all_reduce(const Tensor& data, ReduceOp, Stream& stream) override {
-    note("all_reduce", 2 * share_of_others(data), stream);  // a reduce-scatter and an all-gather
+    note("all_reduce", data, stream);
   }
-  void all_gather(const Tensor& data, Stream& stream) override {
-    note("all_gather", share_of_others(data), stream);
-  }
+  void all_gather(const Tensor& data, Stream& stream) override { note("all_gather", data, stream); }
   void reduce_scatter(const Tensor&, const Tensor& data, Stream& stream) override {
-    note("reduce_scatter", share_of_others(data), stream);
+    note("reduce_scatter", data, stream);
   }
   void all_to_all(const Tensor&, const Tensor& data, Stream& stream) override {
-    note("all_to_all", share_of_others(data), stream);
+    note("all_to_all", data, stream);
   }
   void broadcast(const Tensor& data, int, Stream& stream) override {
-    note("broadcast", workers_ == 1 ? 0 : static_cast<double>(data.size_bytes()), stream);
+    if (workers_ > 1) stream.note(broadcast_work(data.size_bytes(), workers_));
   }
 
   void all_reduce(double*, int64_t, ReduceOp) override {}
@@ -45,12 +43,8 @@ class RehearsedCommunicator : public Communicator {
   void cancel() override {}
 
  private:
-  // Of data (workers * n): what goes to the others, or passes this worker in a ring.
-  double share_of_others(const Tensor& data) const {
-    return static_cast<double>(data.size_bytes()) * (workers_ - 1) / workers_;
-  }
-  void note(std::string_view name, double bytes, Stream& stream) const {
-    if (workers_ > 1) stream.note({name, bytes, 0, Unit::link});
+  void note(std::string_view operation, const Tensor& data, Stream& stream) const {
+    if (workers_ > 1) stream.note(collective_work(operation, data.size_bytes(), workers_));
   }
 
   int rank_, workers_;

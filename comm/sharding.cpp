@@ -4,6 +4,7 @@
 
 #include "comm/communicator.h"
 #include "core/check.h"
+#include "core/profile.h"
 
 namespace lockstep {
 
@@ -64,6 +65,7 @@ void gather_shards(const Sharding& sharding, const Tensor& flat, Communicator& c
                    Stream& stream) {
   if (sharding.replicated() || sharding.workers() == 1) return;
   CHECK(flat.size() == sharding.padded_size());
+  const ProfileScope scope(Span::Kind::stage, "gather weights");
   for (int b = sharding.num_buckets() - 1; b >= 0; b--) {
     const Range bucket = sharding.bucket(b);
     communicator.set_purpose(

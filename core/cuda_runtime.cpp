@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/profile.h"
 
 namespace lockstep::cuda {
 
@@ -83,7 +84,9 @@ void copy(void* to, const void* from, int64_t size_bytes, Stream& stream) {
 }
 
 void set_zero(void* memory, int64_t size_bytes, Stream& stream) {
-  if (stream.note({"set_zero", static_cast<double>(size_bytes)})) return;
+  const Work work{"set_zero", static_cast<double>(size_bytes)};
+  if (stream.note(work)) return;
+  const ProfileScope scope(work, stream);
   check(cudaMemsetAsync(memory, 0, static_cast<size_t>(size_bytes), stream_of(stream.native())),
         "clearing memory");
 }
@@ -128,6 +131,22 @@ bool event_passed(void* event) {
   if (code == cudaErrorNotReady) return false;
   check(code, "asking for an event");
   return true;
+}
+
+void* create_timer() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDefault), "creating a timer");
+  return event;
+}
+
+void mark_time(void* timer, void* stream) noexcept {
+  static_cast<void>(cudaEventRecord(event_of(timer), stream_of(stream)));
+}
+
+int64_t elapsed_ns(void* begin, void* end) {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, event_of(begin), event_of(end)), "reading a timer");
+  return static_cast<int64_t>(1e6 * static_cast<double>(milliseconds));
 }
 
 bool capturing(void* stream) {

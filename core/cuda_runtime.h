@@ -36,6 +36,11 @@ void record_event(void* event, void* stream);
 void synchronize_event(void* event);
 bool event_passed(void* event);
 
+// Events that know when the device came to them. They are destroyed and waited for like others.
+void* create_timer();
+void mark_time(void* timer, void* stream) noexcept;  // record_event; a failure shows in elapsed_ns
+int64_t elapsed_ns(void* begin, void* end);          // between two that the device has passed
+
 bool capturing(void* stream);
 // What this thread enqueues in the stream becomes part of a graph, until end_capture, which returns
 // a cudaGraphExec_t, or abandon_capture.

@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "core/cuda_runtime.h"
+#include "core/profile.h"
 
 namespace lockstep {
 
@@ -67,7 +68,9 @@ void Stream::wait(const Event& event) {
 
 void Stream::synchronize() {
   if constexpr (kCudaIsBuilt) {
-    if (native_ != nullptr) cuda::synchronize_stream(native_);
+    if (native_ == nullptr) return;
+    const ProfileScope scope(Span::Kind::wait, "wait_for_device");
+    cuda::synchronize_stream(native_);
   }
 }
 

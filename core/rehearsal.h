@@ -13,12 +13,21 @@ namespace lockstep {
 // Any of the first two may wait for memory instead.
 enum class Unit { vector, tensor, link };
 
+// A matrix product's: out (rows, cols), each element a sum of `inner` terms.
+struct ProductSize {
+  int64_t rows = 0, cols = 0, inner = 0;
+  constexpr double flops() const {
+    return 2.0 * static_cast<double>(rows) * static_cast<double>(cols) * static_cast<double>(inner);
+  }
+};
+
 // What a kernel, a matrix product, a copy or a collective operation cannot do without.
 struct Work {
   std::string_view name;  // of static life: "layernorm_backward"
   double bytes = 0;       // of device memory, read or written; of a link: that this worker sends
   double flops = 0;       // 0: few beside the bytes
   Unit unit = Unit::vector;
+  ProductSize product = {};  // of a matrix product
 };
 
 // What was enqueued, in the order of the calls.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/cuda_runtime.h"
+#include "core/profile.h"
 
 namespace lockstep {
 
@@ -46,13 +47,16 @@ Tensor Tensor::slice(int64_t begin, int64_t end) const {
 void copy(const Tensor& out, const Tensor& x, Stream& stream) {
   CHECK(out.size() == x.size() && out.dtype() == x.dtype());
   if (out.device() == Device::cpu && x.device() == Device::cpu) {
+    const ProfileScope scope({"copy", static_cast<double>(2 * x.size_bytes())});
     std::memcpy(out.data(), x.data(), static_cast<size_t>(x.size_bytes()));
     return;
   }
   CHECK(stream.device() == Device::cuda);
   // Within a device both sides are its memory.
   const bool within = out.device() == x.device();
-  if (stream.note({"copy", static_cast<double>((within ? 2 : 1) * x.size_bytes())})) return;
+  const Work work{"copy", static_cast<double>((within ? 2 : 1) * x.size_bytes())};
+  if (stream.note(work)) return;
+  const ProfileScope scope(work, stream);
   if constexpr (kCudaIsBuilt) cuda::copy(out.data(), x.data(), x.size_bytes(), stream);
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/profile.h"
 
 namespace lockstep {
 namespace {
@@ -58,9 +59,7 @@ class ThreadPool {
     }
     wake_.notify_all();
     take_blocks();
-    for (int spin = 0; busy_.load(std::memory_order_acquire) > 0; spin++) {
-      spin < kSpins ? pause() : std::this_thread::yield();
-    }
+    wait_for_the_others();
     if (error_) std::rethrow_exception(error_);
   }
 
@@ -81,6 +80,13 @@ class ThreadPool {
       if (stopping_) return;
       take_blocks();
       busy_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  void wait_for_the_others() {
+    const ProfileScope scope(Span::Kind::idle, "wait_for_threads");
+    for (int spin = 0; busy_.load(std::memory_order_acquire) > 0; spin++) {
+      spin < kSpins ? pause() : std::this_thread::yield();
     }
   }
 

@@ -2,8 +2,10 @@
 
 #include <array>
 
+#include "core/profile.h"
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels {
 namespace {
@@ -138,6 +140,7 @@ LOCKSTEP_CLONES void gated_backward_row(T* dgate, T* dup, const T* dy, const T* 
 
 void activation_forward(const Tensor& y, const Tensor& x, Activation activation, Stream&) {
   CHECK(y.size() == x.size());
+  const ProfileScope scope({"activation_forward", bytes_of(y, x)});
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     with_activation(activation, [&](auto f) {
@@ -151,6 +154,7 @@ void activation_forward(const Tensor& y, const Tensor& x, Activation activation,
 void activation_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Activation activation,
                          Stream&) {
   CHECK(dx.size() == x.size() && dy.size() == x.size());
+  const ProfileScope scope({"activation_backward", bytes_of(dx, dy, x)});
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     with_activation(activation, [&](auto f) {
@@ -166,6 +170,7 @@ void gated_activation_forward(const Tensor& y, const Tensor& gate_up, Activation
                               Stream&) {
   const int64_t width = y.cols();
   CHECK(gate_up.cols() == 2 * width && gate_up.rows() == y.rows());
+  const ProfileScope scope({"gated_activation_forward", bytes_of(y, gate_up)});
   with_float_type(y.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     with_activation(activation, [&](auto f) {
@@ -184,6 +189,7 @@ void gated_activation_backward(const Tensor& dgate_up, const Tensor& dy, const T
   const int64_t width = dy.cols();
   CHECK(gate_up.cols() == 2 * width && gate_up.rows() == dy.rows());
   CHECK(dgate_up.size() == gate_up.size());
+  const ProfileScope scope({"gated_activation_backward", bytes_of(dgate_up, dy, gate_up)});
   with_float_type(dy.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     with_activation(activation, [&](auto f) {

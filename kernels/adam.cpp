@@ -3,8 +3,10 @@
 #include <cmath>
 #include <limits>
 
+#include "core/profile.h"
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -45,6 +47,10 @@ void adam_update(const Tensor& weights, const Tensor& master, const Tensor& exp_
   CHECK(weights.size() == n && exp_avg.size() == n && exp_avg_sq.size() == n &&
         gradients.size() == n);
   if (step->skipped) return;
+  // Where the model computes in fp32, its weights are the master copy.
+  const double published = weights.data() == master.data() ? 0 : bytes_of(weights);
+  const ProfileScope scope(
+      {"adam_update", 2 * bytes_of(master, exp_avg, exp_avg_sq) + bytes_of(gradients) + published});
   with_float_type(weights.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     parallel_for(n, kElementGrain, [&](int64_t begin, int64_t end) {

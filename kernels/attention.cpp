@@ -6,12 +6,14 @@
 #include <limits>
 #include <vector>
 
+#include "core/profile.h"
 #include "core/range.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/dots.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/softmax.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -422,6 +424,10 @@ void check_cache(const Tensor& y, const Tensor& qkv, const Heads& heads,
   CHECK(tokens == qkv.rows(), "{} new tokens, qkv {}", tokens, qkv.shape().to_string());
 }
 
+double product_flops(const Tensor& qkv, const Heads& heads) {
+  return attention_product_flops(qkv.dim(0), heads.num_heads, heads.head_dim, qkv.dim(1));
+}
+
 }  // namespace
 
 void attention_forward(const Tensor& y, const Tensor& lse, const Tensor& qkv, const Heads& heads,
@@ -431,6 +437,8 @@ void attention_forward(const Tensor& y, const Tensor& lse, const Tensor& qkv, co
   const int64_t group = heads.num_heads / heads.num_kv_heads;
   const int64_t kv_heads = sequences * heads.num_kv_heads;
   const int64_t segments = pieces(tokens, kSegment);
+  const ProfileScope scope(
+      {"attention_forward", bytes_of(y, lse, qkv), 2 * product_flops(qkv, heads), Unit::tensor});
   // The longest segments first, so that threads end together.
   parallel_for(segments * kv_heads, 1, [&](int64_t task, int64_t) {
     const int64_t segment = segments - 1 - task / kv_heads;
@@ -452,6 +460,8 @@ void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& y, c
   CHECK(dqkv.shape() == qkv.shape() && dqkv.dtype() == qkv.dtype() && dy.size() == y.size() &&
         dy.dtype() == y.dtype());
   const int64_t tasks = qkv.dim(1) == 0 ? 0 : qkv.dim(0) * heads.num_kv_heads;
+  const ProfileScope scope({"attention_backward", bytes_of(dqkv, dy, y, lse, qkv),
+                            5 * product_flops(qkv, heads), Unit::tensor});
   parallel_for(tasks, 1, [&](int64_t task, int64_t) {
     with_types(qkv.dtype(), [&](auto element, auto product) {
       BackwardTask<typename decltype(element)::type, typename decltype(product)::type>(

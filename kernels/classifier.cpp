@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/profile.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/products.h"
 #include "kernels/cpu/rows.h"
@@ -10,6 +11,7 @@
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/softmax.h"
 #include "kernels/matmul.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -75,6 +77,7 @@ void classifier_loss(const Tensor& losses, const Tensor& x, const Tensor& weight
   check_shapes(losses, x, weight, targets);
   const int64_t vocab_size = weight.rows();
   for_chunks(x, weight, [&](int64_t first, int64_t end, const Tensor& logits) {
+    const ProfileScope scope({"classifier_loss", bytes_of(logits)});
     parallel_for(end - first, 1, [&](int64_t row, int64_t) {
       const int32_t target = checked_target(targets, first + row, vocab_size);
       double sum;
@@ -103,6 +106,7 @@ void classifier_loss_and_gradient(const Tensor& losses, const Tensor& dx, const 
         logits.shape());
     with_float_type(x.dtype(), [&](auto tag) {
       using T = typename decltype(tag)::type;
+      const ProfileScope scope({"classifier_loss", bytes_of(logits, dlogits)});
       parallel_for(end - first, 1, [&](int64_t row, int64_t) {
         float* values = logits.as<float>() + row * vocab_size;
         T* gradient = dlogits.as<T>() + row * vocab_size;

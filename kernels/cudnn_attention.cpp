@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "core/cuda_runtime.h"
+#include "core/profile.h"
 #include "kernels/cuda/attention_pieces.h"
 
 namespace cudnn_frontend {
@@ -380,10 +381,12 @@ bool cudnn_attention_forward(const Tensor& y, const Tensor& lse, const Tensor& q
                              const Heads& heads, const DropoutMask& mask, Stream& stream) {
   const AttentionShape shape = shape_of(qkv, heads);
   if (!applies(shape, mask, {&y, &qkv})) return false;
-  if (stream.note(work_of(AttentionPass::forward, shape))) return true;
+  const Work work = work_of(AttentionPass::forward, shape);
+  if (stream.note(work)) return true;
   const std::lock_guard lock(mutex());
   const std::vector<PlannedPiece> pieces = planned_pieces(AttentionPass::forward, shape);
   if (!obstacle_of(pieces).empty()) return false;
+  const ProfileScope scope(work, stream);
   for (const auto& [piece, plan] : pieces) {
     PieceMemory memory(shape, piece);
     memory.add_packed(qkv, kQ, kK, kV);
@@ -399,10 +402,12 @@ bool cudnn_attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor
                               const DropoutMask& mask, Stream& stream) {
   const AttentionShape shape = shape_of(qkv, heads);
   if (!applies(shape, mask, {&dqkv, &dy, &y, &qkv})) return false;
-  if (stream.note(work_of(AttentionPass::backward, shape))) return true;
+  const Work work = work_of(AttentionPass::backward, shape);
+  if (stream.note(work)) return true;
   const std::lock_guard lock(mutex());
   const std::vector<PlannedPiece> pieces = planned_pieces(AttentionPass::backward, shape);
   if (!obstacle_of(pieces).empty()) return false;
+  const ProfileScope scope(work, stream);
   for (const auto& [piece, plan] : pieces) {
     PieceMemory memory(shape, piece);
     memory.add_packed(qkv, kQ, kK, kV);

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
+#include "core/profile.h"
 #include "kernels/cpu/dropout_factors.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -45,6 +47,7 @@ void for_masked_runs(const Tensor& x, const DropoutMask& mask, Body body) {
 
 void dropout(const Tensor& out, const Tensor& x, const DropoutMask& mask, Stream&) {
   CHECK(out.size() == x.size() && x.shape().rank() > 0);
+  const ProfileScope scope({"dropout", bytes_of(out, x)});
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (!mask.active()) {
@@ -60,6 +63,7 @@ void dropout(const Tensor& out, const Tensor& x, const DropoutMask& mask, Stream
 void residual_add(const Tensor& out, const Tensor& residual, const Tensor& x,
                   const DropoutMask& mask, Stream&) {
   CHECK(out.size() == x.size() && residual.size() == x.size() && x.shape().rank() > 0);
+  const ProfileScope scope({"residual_add", bytes_of(out, residual, x)});
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (!mask.active()) {

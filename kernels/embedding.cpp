@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/profile.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -40,6 +42,11 @@ struct TokenPlaces {
   int64_t distinct() const { return static_cast<int64_t>(first.size()) - 1; }
 };
 
+// The rows of the position table that a sequence takes; none where the model has none.
+Tensor positions_read(const Tensor& position_table, int64_t length) {
+  return position_table.empty() ? Tensor() : position_table.slice(0, length);
+}
+
 }  // namespace
 
 void embedding_forward(const Tensor& y, const Tensor& tokens, const Tensor& token_table,
@@ -50,6 +57,9 @@ void embedding_forward(const Tensor& y, const Tensor& tokens, const Tensor& toke
     CHECK(position_table.cols() == channels);
     CHECK(first_position >= 0 && first_position + length <= position_table.rows());
   }
+  const ProfileScope scope(
+      {"embedding_forward", bytes_of(y, tokens) + std::min(bytes_of(token_table), bytes_of(y)) +
+                                bytes_of(positions_read(position_table, length))});
   with_float_type(y.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     parallel_for(tokens.size(), kRowGrain, [&](int64_t begin, int64_t end) {
@@ -74,6 +84,14 @@ void embedding_backward(const Tensor& dtoken_table, const Tensor& dposition_tabl
                         const Tensor& tokens, Stream&) {
   const int64_t length = tokens.cols(), channels = dy.cols();
   CHECK(dy.rows() == tokens.size() && dtoken_table.cols() == channels);
+  // Of the tokens' rows at most so much: one that comes again is read and written once.
+  const auto row_bytes = static_cast<double>(channels) * sizeof(float);
+  const ProfileScope scope(
+      {"embedding_backward",
+       bytes_of(dy, tokens) +
+           2 * row_bytes * static_cast<double>(std::min(tokens.size(), dtoken_table.rows())) +
+           (dposition_table.empty() ? 0
+                                    : bytes_of(dy) + 2 * row_bytes * static_cast<double>(length))});
   const TokenPlaces places(tokens.as<int32_t>(), tokens.size());
   with_float_type(dy.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;

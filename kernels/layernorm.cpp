@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/profile.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -90,6 +92,8 @@ void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, 
   CHECK(residual.fits(x) && y.size() == x.size() && mean.size() == x.rows() &&
         rstd.size() == x.rows());
   CHECK(gain.size() == x.cols() && bias.size() == x.cols());
+  const ProfileScope scope(
+      {"layernorm_forward", bytes_of(y, mean, rstd, x, residual.added, residual.sum, gain, bias)});
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     forward(y.as<T>(), mean.as<float>(), rstd.as<float>(), x.as<T>(),
@@ -104,6 +108,8 @@ void layernorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dbi
   CHECK(dx.size() == x.size() && dy.size() == x.size());
   CHECK(mean.size() == x.rows() && rstd.size() == x.rows());
   CHECK(gain.size() == x.cols() && dgain.size() == x.cols() && dbias.size() == x.cols());
+  const ProfileScope scope({"layernorm_backward", bytes_of(dx, dx, dy, x, gain, mean, rstd) +
+                                                      2 * bytes_of(dgain, dbias)});
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     backward(dx.as<T>(), dgain.as<float>(), dbias.as<float>(), dy.as<T>(), x.as<T>(), gain.as<T>(),

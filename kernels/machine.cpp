@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
+#include <vector>
 
+#include "core/thread_pool.h"
 #include "kernels/matmul.h"
 
 namespace lockstep::kernels {
@@ -15,6 +18,21 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// The shortest time of a call, in seconds: the first warms up, then for `budget` seconds.
+template <class F>
+double shortest_seconds(double budget, F&& call) {
+  call();
+  double best = 1e30, spent = 0;
+  while (spent < budget) {
+    const auto start = Clock::now();
+    call();
+    const double seconds = seconds_since(start);
+    best = std::min(best, seconds);
+    spent += seconds;
+  }
+  return best;
 }
 
 // Products of `size` rows, inputs and outputs.
@@ -41,7 +59,35 @@ class Products {
   Stream stream_;  // ends before the memory that its work uses
 };
 
+double host_memory_rate() {
+  constexpr int64_t kBytes = int64_t{512} << 20, kGrain = int64_t{1} << 20;  // in 8-byte words
+  const Buffer memory(kBytes);
+  const auto* words = static_cast<const uint64_t*>(memory.tensor(DType::fp32, {kBytes / 4}).data());
+  std::fill_n(const_cast<uint64_t*>(words), kBytes / 8, uint64_t{1});
+  std::vector<uint64_t> sums(static_cast<size_t>(kBytes / 8 / kGrain));
+  const double seconds = shortest_seconds(0.4, [&] {
+    parallel_for(kBytes / 8, kGrain, [&](int64_t begin, int64_t end) {
+      sums[static_cast<size_t>(begin / kGrain)] =
+          std::accumulate(words + begin, words + end, uint64_t{0});
+    });
+  });
+  CHECK(std::accumulate(sums.begin(), sums.end(), uint64_t{0}) == uint64_t{kBytes / 8});
+  return static_cast<double>(kBytes) / seconds;
+}
+
 }  // namespace
+
+double measured_memory_rate(Device device) {
+  if (device == Device::cpu) return host_memory_rate();
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  const Buffer from(DType::fp32, {kBytes / 4}, device), to(DType::fp32, {kBytes / 4}, device);
+  Stream stream(device);
+  const double seconds = shortest_seconds(0.2, [&] {
+    copy(to.tensor(), from.tensor(), stream);
+    stream.synchronize();
+  });
+  return 2 * static_cast<double>(kBytes) / seconds;
+}
 
 double measured_product_rate(DType dtype, Device device) {
   constexpr double kSeconds = 0.2, kLongEnough = 1e-3;

@@ -12,6 +12,10 @@ namespace lockstep::kernels {
 // of a machine they also share here if they all measure at the same time.
 double measured_product_rate(DType dtype, Device device = Device::cpu);
 
+// Bytes a second that all threads read together from memory beyond the caches, or, on a GPU, that
+// copying within its memory reads and writes; the best of several in about half a second.
+double measured_memory_rate(Device device = Device::cpu);
+
 // The library that computes matrix products, and its version: "oneDNN 2.6.3".
 std::string product_library();
 

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 
+#include "core/profile.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/dots.h"
 #include "kernels/cpu/products.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -48,6 +50,7 @@ LOCKSTEP_CLONES void add_rows(float* sum, const T* rows, int64_t count, int64_t 
 void bias_gradient(const Tensor& dbias, const Tensor& dy) {
   constexpr int64_t kColumns = 64;
   const int64_t outputs = dy.cols(), rows = dy.rows();
+  const ProfileScope scope({"bias_gradient", bytes_of(dy) + 2 * bytes_of(dbias)});
   with_float_type(dy.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     parallel_for(outputs, kColumns, [&](int64_t begin, int64_t end) {

@@ -1,9 +1,12 @@
 #include "kernels/ordered_sum.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "core/check.h"
+#include "core/profile.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -29,6 +32,22 @@ void sum_block(float* out, std::span<const Tensor> terms, std::span<const Additi
   if (out != nullptr) add_run(out, term(additions.back().to), term(additions.back().from), n);
 }
 
+// Each term that is needed is read once, each that is added to written once.
+double moved_bytes(const Tensor& out, std::span<const Tensor> terms,
+                   std::span<const Addition> additions) {
+  std::vector<int> read, written;
+  for (const Addition& a : additions) {
+    read.insert(read.end(), {a.to, a.from});
+    if (out.empty() || &a != &additions.back()) written.push_back(a.to);
+  }
+  if (additions.empty() && !out.empty()) read.push_back(0);
+  const auto distinct = [](std::vector<int>& all) {
+    std::sort(all.begin(), all.end());
+    return static_cast<double>(std::unique(all.begin(), all.end()) - all.begin());
+  };
+  return bytes_of(terms.front()) * (distinct(read) + distinct(written)) + bytes_of(out);
+}
+
 }  // namespace
 
 void ordered_sum(const Tensor& out, std::span<const Tensor> terms,
@@ -38,6 +57,8 @@ void ordered_sum(const Tensor& out, std::span<const Tensor> terms,
   for (const Tensor& term : terms) CHECK(term.size() == n && term.dtype() == dtype);
   CHECK(out.empty() || (out.size() == n && out.dtype() == DType::fp32));
   CHECK(dtype == DType::fp32 || dtype == DType::bf16, "sums of {}", name(dtype));
+  const ProfileScope scope(
+      {"ordered_sum", Profile::active() ? moved_bytes(out, terms, additions) : 0});
   // A block of all terms stays in the cache from one addition to the next.
   parallel_for(n, kElementGrain, [&](int64_t begin, int64_t end) {
     float* block = out.empty() ? nullptr : out.as<float>() + begin;

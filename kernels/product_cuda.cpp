@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 
+#include "core/profile.h"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/workspace.h"
 #include "kernels/machine.h"
@@ -315,13 +316,12 @@ Work work_of(const Matrix& out, const Operand& a, const Operand& b, const Epilog
   const double out_bytes = (into == Into::add ? 2 : 1) * bytes(out);
   const double vector_bytes =
       epilogue.vector.empty() ? 0 : static_cast<double>(epilogue.vector.size_bytes());
+  const ProductSize size{out.rows, out.cols, a.cols()};
   return {a.transposed   ? "product_weight_gradient"
           : b.transposed ? "product_forward"
                          : "product_input_gradient",
           bytes(a.matrix) + bytes(b.matrix) + out_bytes + vector_bytes + bytes(epilogue.aux),
-          2.0 * static_cast<double>(out.rows) * static_cast<double>(out.cols) *
-              static_cast<double>(a.cols()),
-          a.matrix.dtype == DType::fp32 ? Unit::vector : Unit::tensor};
+          size.flops(), a.matrix.dtype == DType::fp32 ? Unit::vector : Unit::tensor, size};
 }
 
 void check_operands(const Matrix& out, const Operand& a, const Operand& b, const Epilogue& epilogue,
@@ -361,7 +361,8 @@ bool fused_product(const Matrix& out, const Operand& a, const Operand& b, const 
   check_operands(out, a, b, epilogue, into);
   if (!is_allowed(epilogue)) return false;
   if (out.rows == 0 || out.cols == 0 || a.cols() == 0) return true;
-  if (stream.note(work_of(out, a, b, epilogue, into))) return true;
+  const Work work = work_of(out, a, b, epilogue, into);
+  if (stream.note(work)) return true;
   const Problem problem = problem_of(out, a, b, epilogue, into);
 
   // One call at a time, because it sets the plan's addresses. It only enqueues.
@@ -372,6 +373,7 @@ bool fused_product(const Matrix& out, const Operand& a, const Operand& b, const 
   set_addresses(plan->operation, epilogue);
   // All that any product may ask for, from the first one on: it never moves.
   void* workspace = stream.workspace(kProductWorkspaceBytes, Workspace::product);
+  const ProfileScope scope(work, stream);
   const float one = 1, beta = into == Into::add ? 1 : 0;
   const cublasStatus_t status = cublasLtMatmul(
       library(), plan->operation.get(), &one, b.matrix.data, plan->b.get(), a.matrix.data,

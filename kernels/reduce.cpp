@@ -4,7 +4,9 @@
 #include <cstring>
 #include <vector>
 
+#include "core/profile.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -50,10 +52,18 @@ LOCKSTEP_CLONES void cast_run(To* out, const From* x, int64_t n) {
 
 }  // namespace
 
-void add_sum(double* total, const Tensor& x, Stream&) { *total += reduce(x, sum_run); }
+void add_sum(double* total, const Tensor& x, Stream&) {
+  const ProfileScope scope({"sum", bytes_of(x)});
+  *total += reduce(x, sum_run);
+}
 
 void add_sums_of_squares(double* totals, const Tensor& x, const Range* ranges, int64_t count,
                          int64_t largest, Stream&) {
+  double bytes = 0;
+  for (int64_t r = 0; r < count; r++) {
+    bytes += static_cast<double>(ranges[r].size() * size_bytes(x.dtype()));
+  }
+  const ProfileScope scope({"sum_of_squares", bytes});
   for (int64_t r = 0; r < count; r++) {
     CHECK(ranges[r].size() <= largest);
     totals[r] += reduce(x.slice(ranges[r].begin, ranges[r].end), sum_of_squares_run);
@@ -62,6 +72,7 @@ void add_sums_of_squares(double* totals, const Tensor& x, const Range* ranges, i
 
 void cast(const Tensor& out, const Tensor& x, Stream&) {
   CHECK(out.size() == x.size());
+  const ProfileScope scope({"cast", bytes_of(out, x)});
   with_float_type(out.dtype(), [&](auto to) {
     with_float_type(x.dtype(), [&](auto from) {
       using To = typename decltype(to)::type;
@@ -75,6 +86,7 @@ void cast(const Tensor& out, const Tensor& x, Stream&) {
 
 void set_zero(const Tensor& out, Stream&) {
   const int64_t bytes = out.size_bytes();
+  const ProfileScope scope({"set_zero", bytes_of(out)});
   parallel_for(bytes, int64_t{1} << 20, [&](int64_t begin, int64_t end) {
     std::memset(static_cast<char*>(out.data()) + begin, 0, static_cast<size_t>(end - begin));
   });

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/profile.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -74,6 +76,8 @@ void rmsnorm_forward(const Tensor& y, const Tensor& inv_rms, const Tensor& x,
                      const ResidualSum& residual, const Tensor& gain, float epsilon, Stream&) {
   CHECK(residual.fits(x) && y.size() == x.size() && inv_rms.size() == x.rows() &&
         gain.size() == x.cols());
+  const ProfileScope scope(
+      {"rmsnorm_forward", bytes_of(y, inv_rms, x, residual.added, residual.sum, gain)});
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     forward(y.as<T>(), inv_rms.as<float>(), x.as<T>(), data_or_null<T>(residual.added),
@@ -85,6 +89,8 @@ void rmsnorm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dy, c
                       const Tensor& gain, const Tensor& inv_rms, Stream&) {
   CHECK(dx.size() == x.size() && dy.size() == x.size() && inv_rms.size() == x.rows());
   CHECK(gain.size() == x.cols() && dgain.size() == x.cols());
+  const ProfileScope scope(
+      {"rmsnorm_backward", bytes_of(dx, dx, dy, x, gain, inv_rms) + 2 * bytes_of(dgain)});
   with_float_type(x.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     backward(dx.as<T>(), dgain.as<float>(), dy.as<T>(), x.as<T>(), gain.as<T>(),

@@ -1,6 +1,8 @@
 #include "kernels/rope.h"
 
+#include "core/profile.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -37,6 +39,11 @@ void rotate(const Tensor& qkv, const Tensor& table, const Heads& heads, int64_t 
   CHECK(qkv.shape().rank() == 3 && qkv.cols() == heads.packed());
   CHECK(heads.head_dim % 2 == 0 && table.cols() == heads.head_dim);
   CHECK(first_position >= 0 && first_position + length <= table.rows());
+  const auto turned = static_cast<double>(heads.num_heads + heads.num_kv_heads) /
+                      static_cast<double>(heads.num_heads + 2 * heads.num_kv_heads);
+  const ProfileScope scope({direction > 0 ? "rope_forward" : "rope_backward",
+                            2 * turned * bytes_of(qkv) +
+                                bytes_of(table.slice(first_position, first_position + length))});
   with_float_type(qkv.dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     parallel_for(qkv.rows(), kRowGrain, [&](int64_t begin, int64_t end) {

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
-#include "launch/measure.h"
+#include "kernels/machine.h"
 #include "launch/text.h"
 
 namespace lockstep::launch {
@@ -87,7 +87,7 @@ void StatisticsPrinter::print(const Completion& completion) {
                               100 * rate(s.draft->accepted, static_cast<double>(s.draft->proposed)),
                               rate(tokens, static_cast<double>(s.passes))));
   }
-  if (!memory_rate_) memory_rate_ = memory_rate(device_);
+  if (!memory_rate_) memory_rate_ = kernels::measured_memory_rate(device_);
   const double read = rate(s.passes_bytes, s.passes_seconds), share = read / *memory_rate_;
   line("memory", fmt::format("{} a token, {:.2f} GB/s: {:.1f} % of the {:.2f} GB/s measured here{}",
                              size_text(s.passes_bytes / tokens), read / 1e9, 100 * share,

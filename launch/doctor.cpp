@@ -51,7 +51,7 @@ json examine(MpiSession& session, const Job& job) {
   session.world().barrier();
   worker["bf16_flops"] = kernels::measured_product_rate(DType::bf16);
   session.world().barrier();
-  worker["memory_bytes_per_second"] = memory_rate();
+  worker["memory_bytes_per_second"] = kernels::measured_memory_rate();
   worker["cuda"] = examine_gpus(session);
   const bool has_gpu = worker["cuda"]["gpu"].get<int>() >= 0;
   worker["traits"] = to_json(traits(has_gpu ? Device::cuda : Device::cpu));

@@ -4,14 +4,9 @@
 #include "comm/communicator.h"
 #include "core/device.h"
 
-// What this worker's share of the machine achieves, with all its threads, beside the matrix
-// products of kernels/machine.h. Each measurement takes about a second at most.
+// What this worker's share of the machine achieves, beside what kernels/machine.h measures. Each
+// measurement takes about a second at most.
 namespace lockstep::launch {
-
-// Reading memory beyond the caches, in bytes a second.
-double memory_rate();
-// Of a device's memory; of a GPU, copying within it, which counts as reading and writing.
-double memory_rate(Device device);
 
 // Gradients summed over the workers, 32 MiB at a time, in bytes a second. Collective.
 double all_reduce_rate(Communicator& communicator);

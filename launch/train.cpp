@@ -43,6 +43,13 @@ void read_options(TrainOptions& options, OptionTable& table, const Arguments& ar
   if (!options.predict.empty() && !options.dry_run) {
     throw UsageError("{} is of use with --dry-run only; add it", table.origin("predict"));
   }
+  if (table.given("profile-steps") && options.profile.empty()) {
+    throw UsageError("{} is of use with --profile FILE only; add it",
+                     table.origin("profile-steps"));
+  }
+  if (options.dry_run && !options.profile.empty()) {
+    throw UsageError("--dry-run takes no step that --profile could show; leave one of them out");
+  }
   if (options.dry_run && options.run.empty()) return table.require("data");
   table.require("run");
   const bool resumes = !list_checkpoints(options.run).empty();

@@ -233,6 +233,13 @@ void add_machine_options(OptionTable& table, TrainOptions& o) {
   table.add("evaluate-every", integer(o.evaluate_every, 0),
             "steps between evaluations of the validation split; 0: only at the end (default 250)");
   table.add("log-every", integer(o.log_every, 1), "steps between lines of progress (default 10)");
+  table.add(
+      "profile", path(o.profile, "FILE"),
+      "profile some steps, after two to warm up: a trace for Perfetto or chrome://tracing into "
+      "FILE, a table of kernels to standard output",
+      InConfigFile::no);
+  table.add("profile-steps", integer(o.profile_steps, 1),
+            "how many steps --profile takes (default 3)", InConfigFile::no);
 }
 
 ModelConfig model_by_options(TrainOptions& o, const OptionTable& table) {
@@ -459,6 +466,8 @@ TrainConfig resolve_train(TrainOptions& o, const OptionTable& table,
   config.keep = o.keep;
   config.evaluate_every = *o.evaluate_every;
   config.log_every = o.log_every;
+  config.profile = o.profile;
+  config.profile_steps = o.profile_steps;
   return config;
 }
 

@@ -47,6 +47,8 @@ struct TrainOptions {
   std::optional<int64_t> checkpoint_every, evaluate_every;
   int64_t log_every = 10;
   int keep = 3;
+  std::filesystem::path profile;
+  int64_t profile_steps = 3;
 };
 
 // The options bound to `options`, which must outlive the table.

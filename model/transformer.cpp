@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/profile.h"
 #include "kernels/classifier.h"
 #include "kernels/cuda/workspace.h"
 #include "kernels/cudnn_attention.h"
@@ -207,6 +208,7 @@ LayerDropout Transformer::Implementation::layer_dropout(const Batch& batch, floa
 }
 
 void Transformer::Implementation::run_layer(int64_t layer, const Batch& batch, float dropout) {
+  const ProfileScope scope(Span::Kind::stage, "layer", layer + 1);
   layer_forward(config_, parameters_.layers[layer], activations_.layers[layer],
                 rope_table_.tensor(), layer_dropout(batch, dropout, layer), stream_);
 }
@@ -230,10 +232,14 @@ void Transformer::Implementation::run_layers(const Batch& batch, float dropout) 
 void Transformer::Implementation::forward(const Batch& batch, const float* gradient_scale,
                                           double* loss_sum) {
   CHECK(options_.training);
+  const ProfileScope scope(Span::Kind::stage, "forward");
   run_layers(batch, config_.dropout);
-  kernels::classifier_loss_and_gradient(
-      activations_.losses, activations_.gradients.branch, parameter_gradients_.classifier,
-      activations_.final_normed, parameters_.classifier, batch.targets, gradient_scale, stream_);
+  {
+    const ProfileScope classifier(Span::Kind::stage, "classifier");
+    kernels::classifier_loss_and_gradient(
+        activations_.losses, activations_.gradients.branch, parameter_gradients_.classifier,
+        activations_.final_normed, parameters_.classifier, batch.targets, gradient_scale, stream_);
+  }
   kernels::add_sum(loss_sum, activations_.losses, stream_);
   batch_ = batch;
   backward_is_due_ = true;
@@ -242,6 +248,7 @@ void Transformer::Implementation::forward(const Batch& batch, const float* gradi
 void Transformer::Implementation::backward(const GroupCallback& group_ready) {
   CHECK(backward_is_due_, "backward needs a forward of its own");
   backward_is_due_ = false;
+  const ProfileScope scope(Span::Kind::stage, "backward");
   const auto ready = [&](int64_t group) {
     if (group_ready) group_ready(static_cast<int>(group));
   };
@@ -258,6 +265,7 @@ void Transformer::Implementation::backward(const GroupCallback& group_ready) {
     // The last layer's activations are still those of forward.
     const bool redo = keep_ == Keep::layer_inputs && layer < config_.num_layers - 1;
     if (redo) run_layer(layer, batch_, config_.dropout);
+    const ProfileScope of_layer(Span::Kind::stage, "layer", layer + 1);
     layer_backward(config_, parameters_.layers[layer], parameter_gradients_.layers[layer],
                    a.layers[layer], d, rope_table_.tensor(),
                    layer_dropout(batch_, config_.dropout, layer), stream_);

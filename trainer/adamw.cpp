@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "core/profile.h"
 #include "kernels/reduce.h"
 
 namespace lockstep {
@@ -76,6 +77,7 @@ kernels::AdamStep AdamW::next_step(double learning_rate, int64_t updates_done) c
 }
 
 void AdamW::update(const Tensor& gradients, const kernels::AdamStep* step, Stream& stream) {
+  const ProfileScope scope(Span::Kind::stage, "update");
   kernels::AdamConstants constants;
   constants.beta1 = static_cast<float>(config_.beta1);
   constants.beta2 = static_cast<float>(config_.beta2);

@@ -69,6 +69,8 @@ struct TrainConfig {
   int keep = 0;                  // 0: all
   int64_t evaluate_every = 0;    // 0: only at the end
   int64_t log_every = 10;
+  std::filesystem::path profile;  // the file for a trace of some steps; empty: no profile
+  int64_t profile_steps = 3;
 };
 
 }  // namespace lockstep

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <nlohmann/json.hpp>
 #include <system_error>
 #include <utility>
 
 #include "comm/agreement.h"
+#include "core/profile.h"
 #include "core/text.h"
 #include "core/thread_pool.h"
 #include "kernels/machine.h"
@@ -50,6 +52,7 @@ Run::Run(const TrainConfig& config, Communicator& communicator, const Dataset& d
       products_(config.run),
       product_notes_(start.resumes && config.device == Device::cuda ? products_.reuse(communicator)
                                                                     : std::vector<std::string>()),
+      profile_(config, communicator, start.resumes ? start.checkpoint->info().step : 0),
       peak_flops_(measure_peak(config, communicator)),
       training_(config, communicator, dataset, start, stop_requested),
       checkpoints_(config.run, communicator.rank(), communicator.size(), config.keep,
@@ -123,6 +126,7 @@ void Run::describe(const Start& start) {
       plural(config_.batch_size, "sequence"), config_.model.context_length,
       sampler(config_, dataset_).epoch(config_.steps), count_text(dataset_.split("train").size())));
   note(start.notes);
+  note(profile_.notes());
   if (start.checkpoint) {
     progress_.note(fmt::format("{} {}",
                                start.resumes ? "going on from" : "starting with weights of",
@@ -144,24 +148,30 @@ ExitCode Run::train() {
   bool stop = false;
   auto start = Clock::now();
   while (!finished() && !stop) {
-    const StepResult result = training_.step();
-    const double step_seconds = seconds_since(start);
-    if (result.step == first_step_ + 1) second_step_start_ = Clock::now();
-    stop = result.stop && !finished();
-    stop_in_time(result, step_seconds);
+    bool ahead = false;
+    {
+      const ProfileScope scope(Span::Kind::stage, "step", state().step + 1);
+      const StepResult result = training_.step();
+      const double step_seconds = seconds_since(start);
+      if (result.step == first_step_ + 1) second_step_start_ = Clock::now();
+      stop = result.stop && !finished();
+      stop_in_time(result, step_seconds);
 
-    // A GPU goes on while the host reports.
-    start = Clock::now();
-    const bool ahead = config_.device == Device::cuda && !stop && !pause_due();
-    if (ahead) training_.start_step();
-    if (due(config_.check_replicas)) {
-      check_replicas(training_.model(), state().step, communicator_);
+      // A GPU goes on while the host reports.
+      start = Clock::now();
+      ahead = config_.device == Device::cuda && !stop && !pause_due();
+      if (ahead) training_.start_step();
+      if (due(config_.check_replicas)) {
+        check_replicas(training_.model(), state().step, communicator_);
+      }
+      report(result, step_seconds, evaluate_when_due(stop));
+      give_up_when_lost(result);
+      save_when_due(stop);
     }
-    report(result, step_seconds, evaluate_when_due(stop));
-    give_up_when_lost(result);
-    save_when_due(stop);
+    show_profile(profile_.turn(state().step, training_.model().stream(), peak_flops_));
     if (!ahead) start = Clock::now();
   }
+  show_profile(profile_.end(peak_flops_));
   finish_save();
   if (stop) {
     progress_.note(
@@ -183,14 +193,23 @@ void Run::stop_in_time(const StepResult& result, double step_seconds) {
   if (watch_.step_done(result, step_seconds, ahead)) stop_requested_ = true;
 }
 
+void Run::show_profile(const std::string& table) {
+  if (table.empty()) return;
+  progress_.note(fmt::format("profile: the trace is in {}", config_.profile.string()));
+  fmt::print("{}", table);
+  std::fflush(stdout);
+}
+
 bool Run::pause_due() const {
   return finished() || due(config_.check_replicas) || due(config_.evaluate_every) ||
-         due(config_.checkpoint_every) || state().lost_steps >= kLostStepsAllowed;
+         due(config_.checkpoint_every) || profile_.due(state().step) ||
+         state().lost_steps >= kLostStepsAllowed;
 }
 
 std::optional<Evaluation> Run::evaluate_when_due(bool stop) {
   const bool wanted = finished() || due(config_.evaluate_every);
   if (!wanted || stop || validation_ == nullptr) return std::nullopt;
+  const ProfileScope scope(Span::Kind::stage, "evaluation");
   const auto start = Clock::now();
   const Evaluation evaluation =
       evaluate(training_.model(), *validation_, communicator_, validation_windows(config_));
@@ -201,6 +220,7 @@ std::optional<Evaluation> Run::evaluate_when_due(bool stop) {
 void Run::report(const StepResult& result, double step_seconds,
                  const std::optional<Evaluation>& evaluation) {
   if (!first_worker()) return;
+  const ProfileScope scope(Span::Kind::stage, "report");
   const int64_t step_tokens = training_.plan().step_tokens();
   metrics_->write(result, state().tokens, step_tokens, step_seconds, evaluation);
 
@@ -243,6 +263,7 @@ void Run::give_up_when_lost(const StepResult& result) {
 }
 
 void Run::save_when_due(bool stop) {
+  const ProfileScope scope(Span::Kind::stage, "checkpoint");
   bool written = false;
   run_together(communicator_, [&] { written = checkpoints_.poll(); });  // throws what went wrong
   if (written) note_saved();

@@ -11,6 +11,7 @@
 #include "trainer/progress.h"
 #include "trainer/resume.h"
 #include "trainer/run_watch.h"
+#include "trainer/step_profile.h"
 #include "trainer/training.h"
 
 namespace lockstep {
@@ -55,6 +56,7 @@ class Run {
   // What happens every so many steps, 0 for never, follows this one.
   bool due(int64_t every) const { return due(every, state().step); }
   static bool due(int64_t every, int64_t step) { return every > 0 && step % every == 0; }
+  void show_profile(const std::string& table);  // unless it is empty
   bool pause_due() const;  // something needs the model between this step and the next
 
   const TrainConfig& config_;
@@ -63,6 +65,7 @@ class Run {
   std::atomic<bool>& stop_requested_;  // of this worker
   ProductRecord products_;
   const std::vector<std::string> product_notes_;  // of reusing it, before the first product of all
+  StepProfile profile_;
   const double peak_flops_;  // a second, of all workers together; measured in memory now free again
   Training training_;
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/profile.h"
 #include "kernels/lap.h"
 #include "kernels/reduce.h"
 
@@ -66,6 +67,7 @@ TrainStep::~TrainStep() {
 }
 
 void TrainStep::stage(int64_t step) {
+  const ProfileScope scope(Span::Kind::stage, "batch");
   staging_.stage(batches_.batch(step));
   staged_step_ = step;
 }
@@ -85,7 +87,8 @@ void TrainStep::start(const TrainerState& state) {
   batch_ = staging_.take(stream);
   batch_.step = &inputs_.there()->step;
 
-  if (!options_.graph || !warm_) {
+  // The kernels of a graph cannot be timed one by one.
+  if (!options_.graph || !warm_ || Profile::active()) {
     enqueue();
     warm_ = true;
   } else {

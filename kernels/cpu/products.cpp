@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/profile.h"
 #include "core/range.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/gemm.h"
@@ -10,6 +11,7 @@
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/matmul.h"
+#include "kernels/work.h"
 
 namespace lockstep::kernels::cpu {
 namespace {
@@ -48,6 +50,7 @@ const P* as_product_type(const Tensor& x, Scratch& scratch) {
     return x.as<T>();
   } else {
     P* wide = scratch.get<P>(x.size());
+    const ProfileScope scope({"widen", bytes_of(x) + static_cast<double>(x.size()) * sizeof(P)});
     parallel_for(x.size(), kElementGrain, [&](int64_t begin, int64_t end) {
       widen(wide + begin, x.as<T>() + begin, end - begin);
     });
@@ -215,6 +218,9 @@ void product_by_rows(const Tensor& y, const Tensor& x, const Tensor& weight, con
   static thread_local Scratch wide;
   const int64_t rows = x.rows(), columns = y.cols(), groups = pieces(rows, kRowGroup);
   const int64_t width = columns < 2 * kColumnPiece ? kColumnPiece / 2 : kColumnPiece;
+  const ProductSize size{rows, columns, x.cols()};
+  const ProfileScope scope({transposed ? "product_forward" : "product_input_gradient",
+                            bytes_of(y, x, weight, bias), size.flops(), Unit::tensor, size});
   with_types(x.dtype(), [&](auto element, auto product) {
     using T = typename decltype(element)::type;
     using P = typename decltype(product)::type;
@@ -228,16 +234,20 @@ void product_by_rows(const Tensor& y, const Tensor& x, const Tensor& weight, con
 
 void product_over_rows(const Tensor& dweight, const Tensor& dy, const Tensor& x) {
   const int64_t rows = x.rows(), inputs = x.cols(), outputs = dy.cols();
-  const WeightPiece size = weight_piece(outputs, inputs);
-  const int64_t across = pieces(inputs, size.inputs);
+  const WeightPiece piece_size = weight_piece(outputs, inputs);
+  const int64_t across = pieces(inputs, piece_size.inputs);
+  const ProductSize size{outputs, inputs, rows};
+  const ProfileScope scope({"product_weight_gradient", bytes_of(dweight, dweight, dy, x),
+                            size.flops(), Unit::tensor, size});
   with_types(x.dtype(), [&](auto element, auto product) {
     using T = typename decltype(element)::type;
     using P = typename decltype(product)::type;
-    parallel_for(pieces(outputs, size.outputs) * across, 1, [&](int64_t piece, int64_t) {
-      const int64_t output = piece / across * size.outputs, input = piece % across * size.inputs;
+    parallel_for(pieces(outputs, piece_size.outputs) * across, 1, [&](int64_t piece, int64_t) {
+      const int64_t output = piece / across * piece_size.outputs;
+      const int64_t input = piece % across * piece_size.inputs;
       weight_task<T, P>(dweight, dy.as<T>(), x.as<T>(), rows, output,
-                        std::min(size.outputs, outputs - output), input,
-                        std::min(size.inputs, inputs - input));
+                        std::min(piece_size.outputs, outputs - output), input,
+                        std::min(piece_size.inputs, inputs - input));
     });
   });
 }

@@ -4,6 +4,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/cuda/packs.cuh"
+#include "kernels/work.h"
 
 // What attention's kernels share: tiles of one head's rows in shared memory, in fp32 whatever the
 // storage, and products of tiles. 256 threads stand 16 x 16 over a product (Tiles::rows x
@@ -56,12 +57,9 @@ struct AttentionSizes {
   __device__ int group() const { return num_heads / num_kv_heads; }
 };
 
-// FLOPs of one product over all heads: of each query with the keys up to its own, which causality
-// makes about half of the square, or of as many weights with values.
 inline double product_flops(const AttentionSizes& sizes, int64_t position) {
-  const auto tokens = static_cast<double>(sizes.tokens);
-  const double pairs = tokens * static_cast<double>(position) + tokens * (tokens + 1) / 2;
-  return 2.0 * static_cast<double>(sizes.sequences) * sizes.num_heads * sizes.head_dim * pairs;
+  return attention_product_flops(sizes.sequences, sizes.num_heads, sizes.head_dim, sizes.tokens,
+                                 position);
 }
 
 // What a block owns: a tile of rows of one head of one sequence. Blocks of one tile of all heads

@@ -13,8 +13,10 @@
 #include "core/cuda_runtime.h"
 #include "core/device.h"
 #include "core/dtype.h"
+#include "core/profile.h"
 #include "core/range.h"
 #include "core/tensor.h"
+#include "kernels/work.h"
 
 // What the kernels in CUDA share. Each .cu compiles two ways from one source: by nvcc, and by the
 // C++ compiler for the emulated device (docs/cuda_backend.md). So: no <<<>>> but launch(), no
@@ -31,6 +33,7 @@ void launch(const Work& work, void (*kernel)(Parameters...), dim3 grid, dim3 blo
             int64_t shared_bytes, Stream& stream, Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (stream.note(work)) return;
+  const ProfileScope scope(work, stream);
   const auto native = static_cast<cudaStream_t>(stream.native());
 #ifdef __CUDACC__
   if (shared_bytes > 48 * 1024) {
@@ -61,12 +64,6 @@ __device__ T* dynamic_shared() {
 #else
   return static_cast<T*>(cuda_emulation::dynamic_shared());
 #endif
-}
-
-// The bytes of all these together. What is both read and written counts twice.
-template <class... Tensors>
-double bytes_of(const Tensors&... x) {
-  return (0.0 + ... + (x.empty() ? 0.0 : static_cast<double>(x.size_bytes())));
 }
 
 // Blocks of `each` that cover n.
