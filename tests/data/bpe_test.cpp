@@ -98,7 +98,10 @@ TEST(Tokenizer, RememberedWordsHaveTheIdsOfNewOnes) {
   std::vector<std::string> words;
   for (int i = 0; i < 1500; i++) {
     std::string word = random_word(random, 1 + random() % 20);
-    if (i % 3 == 0) word = "!" + std::string(random() % 4, '\0');
+    if (i % 3 == 0) {
+      word.assign(1 + random() % 4, '\0');
+      word[0] = '!';
+    }
     words.push_back(std::move(word));
     words.push_back(words[random() % words.size()]);
   }
