@@ -21,7 +21,7 @@ remove() {
 trap 'code=$?; remove; exit $code' EXIT
 trap 'exit 1' INT TERM
 
-"$cluster" start "$work/slurm" 6 $((20000 + $$ % 20000))
+"$cluster" start "$work/slurm" 6 $((12000 + $$ % 2000 * 10))  # ports of its own
 export SLURM_CONF=$work/slurm/slurm.conf PATH=${program%/*}:$PATH TMPDIR=$work/tmp
 # Nodes that are one machine in truth must not share memory as one.
 export OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
@@ -32,7 +32,8 @@ for i in {1..400}; do
 done >text.txt
 lockstep prepare --input text.txt --output data --tokenizer bytes >prepare.log 2>&1
 model=(--layers 2 --heads 2 --hidden-size 48 --context-length 64 --batch-size 8 --virtual-workers 4
-  --threads 1 --precision fp32 --evaluate-every 0 --log-every 100)
+  --threads 1 --precision fp32 --evaluate-every 0 --log-every 500)
+steps=3000  # some seconds: a run must not end before it was preempted five times
 
 fail() {
   echo "FAILED: $*" >&2
@@ -44,7 +45,7 @@ submit() { sbatch --parsable "$@"; }
 # What a job's state is once it has ended.
 ended() {
   local state
-  for _ in {1..1200}; do
+  for _ in {1..6000}; do
     state=$(field "$1" JobState)
     case $state in PENDING | RUNNING | COMPLETING | CONFIGURING | REQUEUED | NODE_FAIL) ;; *) break ;; esac
     sleep 0.2
@@ -60,17 +61,17 @@ same_bits() { lockstep checkpoint diff "$1" "$2" >&2 || fail "$1 and $2 differ";
 last_step() { tail -n 1 "$1/metrics.jsonl" 2>/dev/null | sed -E 's/.*"step":([0-9]+).*/\1/'; }
 # Waits until a job trains, past a step.
 trains() {
-  for _ in {1..1200}; do
+  for _ in {1..6000}; do
     [ "$(last_step "$2" || true)" -gt "$3" ] 2>/dev/null && return
-    [[ $(field "$1" JobState) != FAILED ]] || break
-    sleep 0.1
+    [[ ! $(field "$1" JobState) =~ FAILED|COMPLETED ]] || break
+    sleep 0.05
   done
   fail "job $1 does not train: $(field "$1" JobState), $(field "$1" Reason): $(cat "$2.out")"
 }
 
 preempted() {
   local id step=0
-  id=$(submit -o preempted.out "$scripts/train.sbatch" --data data --run preempted "${model[@]}" --steps 500)
+  id=$(submit -o preempted.out "$scripts/train.sbatch" --data data --run preempted "${model[@]}" --steps $steps)
   for _ in {1..5}; do
     trains "$id" preempted "$step"
     scancel --signal=USR1 --batch "$id"
@@ -106,8 +107,8 @@ out_of_time() {
 node_fails() {
   local id node
   id=$(submit -o node.out --nodes=2 "$scripts/train.sbatch" --data data --run node "${model[@]}" \
-    --steps 500 --checkpoint-every 20)
-  trains "$id" node 30
+    --steps $steps)
+  trains "$id" node 500
   node=$(scontrol show hostnames "$(field "$id" NodeList)" | tail -n 1)
   scontrol update nodename="$node" state=down reason=test
   completes "$id" node.out
@@ -170,7 +171,7 @@ cancelled() {
 }
 
 mpirun -np 2 --oversubscribe --bind-to none --allow-run-as-root lockstep train --data data \
-  --run undisturbed "${model[@]}" --steps 500 2>undisturbed.log || fail "$(cat undisturbed.log)"
+  --run undisturbed "${model[@]}" --steps $steps 2>undisturbed.log || fail "$(cat undisturbed.log)"
 failed=()
 declare -A cases
 for name in preempted out_of_time node_fails sweep bad_input cancelled; do
