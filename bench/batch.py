@@ -20,12 +20,12 @@ PROMPTS = 16
 
 def checkpoint(args, name):
     run = args.work / f"batch-{name}"
-    if not run.exists():
-        layers, width, heads, vocab, _, context, _, _ = MODELS[name]
-        command = [args.program, "train", "--data", prepare(args, vocab), "--run", run, "--layers",
-                   layers, "--hidden-size", width, "--heads", heads, "--context-length", context,
-                   "--batch-size", 1, "--steps", 1, "--evaluate-every", 0, "--precision", "fp32"]
-        subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    # What is there goes on, or is done.
+    layers, width, heads, vocab, _, context, _, _ = MODELS[name]
+    command = [args.program, "train", "--data", prepare(args, vocab), "--run", run, "--layers",
+               layers, "--hidden-size", width, "--heads", heads, "--context-length", context,
+               "--batch-size", 1, "--steps", 1, "--evaluate-every", 0, "--precision", "fp32"]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
     return run
 
 

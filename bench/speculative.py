@@ -40,12 +40,12 @@ def run(command):
 
 def checkpoint(args, name):
     folder = args.work / f"speculative-{name}"
-    if not folder.exists():
-        layers, width, heads, rate = SHAPES[name]
-        run([args.program, "train", "--data", prepare(args, VOCABULARY), "--run", folder,
-             "--layers", layers, "--hidden-size", width, "--heads", heads, "--context-length", 512,
-             "--batch-size", 4, "--steps", args.steps, "--warmup-steps", 50, "--learning-rate", rate,
-             "--evaluate-every", 0, "--precision", "fp32"])
+    # What is there goes on, or is done.
+    layers, width, heads, rate = SHAPES[name]
+    run([args.program, "train", "--data", prepare(args, VOCABULARY), "--run", folder,
+         "--layers", layers, "--hidden-size", width, "--heads", heads, "--context-length", 512,
+         "--batch-size", 4, "--steps", args.steps, "--warmup-steps", 50, "--learning-rate", rate,
+         "--evaluate-every", 0, "--precision", "fp32"])
     return folder
 
 

@@ -24,7 +24,7 @@ from train_cpu import commit, machine
 
 ENCODE_BYTES = 10_000_000
 # tiktoken's patterns in its own dialect; ours are in data/pretokenizer_pattern.h.
-CL100K = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
           r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 O200K = "|".join([
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -34,12 +34,12 @@ O200K = "|".join([
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"])
 PATTERNS = {
     "GPT-2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
-    "cl100k": CL100K,
+    "Llama 3": LLAMA3,
     "o200k": O200K,
 }
 # text, vocabulary, pattern
 ENCODINGS = [("dictionary", 2048, "GPT-2"), ("dictionary", 8192, "GPT-2"),
-             ("dictionary", 50257, "GPT-2"), ("dictionary", 50257, "cl100k"),
+             ("dictionary", 50257, "GPT-2"), ("dictionary", 50257, "Llama 3"),
              ("dictionary", 50257, "o200k"), ("scripts", 8192, "GPT-2"),
              ("scripts", 8192, "o200k")]
 # First and last letter, and the letters of a word.

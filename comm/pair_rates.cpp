@@ -34,9 +34,10 @@ class Pair {
     const double probe = shortest(kProbeBytes, 2) / 2;
     rate.bytes_per_second = kProbeBytes / probe;
     // Both must take the same way: what the first of them measured decides.
-    int more = probe < kSlowProbe_s ? 1 : 0;
-    transfer(first_, &more, sizeof more);
-    if (more != 0) rate.bytes_per_second = kLargeBytes / (shortest(kLargeBytes, kLargeTimes) / 2);
+    buffer_[0] = probe < kSlowProbe_s ? 1 : 0;
+    transfer(first_, 1);
+    if (buffer_[0] != 0)
+      rate.bytes_per_second = kLargeBytes / (shortest(kLargeBytes, kLargeTimes) / 2);
     return rate;
   }
 
@@ -46,14 +47,15 @@ class Pair {
     double best = std::numeric_limits<double>::infinity();
     for (int i = 0; i <= times; i++) {  // the first sets up the connection
       const auto start = Clock::now();
-      transfer(first_, buffer_.data(), size);
-      transfer(!first_, buffer_.data(), size);
+      transfer(first_, size);
+      transfer(!first_, size);
       if (i > 0) best = std::min(best, seconds_since(start));
     }
     return best;
   }
 
-  void transfer(bool send, void* data, int size) {
+  void transfer(bool send, int size) {
+    void* const data = buffer_.data();
     MPI_Request request;
     if (send) {
       CHECK_MPI(MPI_Isend(data, size, MPI_BYTE, peer_, kTag, MPI_COMM_WORLD, &request),
@@ -67,6 +69,8 @@ class Pair {
       CHECK_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "measuring a link");
       if (done != 0) return;
       if (seconds_since(start) > deadline_s_) {
+        MPI_Cancel(&request);  // the buffer is about to go
+        MPI_Request_free(&request);
         throw DeviceError(
             "a message {} worker {} did not arrive within {:.0f} s\nCheck the network between "
             "their hosts: a firewall, or an interface that only one of them has (mpirun --mca "

@@ -1,6 +1,8 @@
 #include "data/word_scanner.h"
 
+#if defined(__SSE2__)
 #include <emmintrin.h>
+#endif
 
 #include <algorithm>
 #include <bit>
@@ -51,6 +53,7 @@ class Text {
   // The same for classes that hold letters: those of ASCII sixteen at a time.
   template <uint8_t classes>
   const char* skip_letters(const char* at) const {
+#if defined(__SSE2__)
     constexpr bool kBothCases = (classes & kUppercase) != 0;
     while (end_ - at >= 16) {
       const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
@@ -65,6 +68,7 @@ class Text {
       if ((c.classes & classes) == 0) return at;
       at = c.next;
     }
+#endif
     return skip(at, classes);
   }
 

@@ -98,10 +98,21 @@ std::string Batch::which(size_t index) const {
   return requests_.size() > 1 ? fmt::format("prompt {}: ", index + 1) : "";
 }
 
+// Says which request a UsageError is about.
+template <class F>
+void Batch::name_in_errors(size_t index, F&& f) const {
+  try {
+    f();
+  } catch (const UsageError& error) {
+    throw UsageError("{}{}", which(index), error.what());
+  }
+}
+
 Batch::Waiting Batch::wait(size_t index) const {
   const SamplingOptions& options = requests_[index].options;
   const ModelConfig& config = model_.decoder.config();
-  try {
+  Waiting waiting;
+  name_in_errors(index, [&] {
     validate(options);
     validate_tokens(options, model_.tokenizer.vocab_size());
     if (model_.draft && options.beams.on()) {
@@ -112,10 +123,9 @@ Batch::Waiting Batch::wait(size_t index) const {
     const auto size = static_cast<int64_t>(tokens.size());
     // The last token needs no place: nothing is computed from it.
     const int64_t most = std::min(config.context_length - size + 1, options.max_tokens);
-    return {index, std::move(tokens), most, size + most - 1, options.beams.num_beams};
-  } catch (const UsageError& error) {
-    throw UsageError("{}{}", which(index), error.what());
-  }
+    waiting = {index, std::move(tokens), most, size + most - 1, options.beams.num_beams};
+  });
+  return waiting;
 }
 
 void Batch::run() {
@@ -283,13 +293,15 @@ void Batch::choose(std::span<const std::unique_ptr<Running>> running,
   parallel_for(static_cast<int64_t>(running.size()), 1, [&](int64_t n, int64_t) {
     const Running& r = *running[n];
     if (r.beams) return;
-    next[n] = next_tokens(own[n], known(), {r.tokens, r.prompt_size}, r.draft.proposals,
-                          r.request.options, r.request.stream_index, model_.tokenizer.end_of_text(),
-                          buffers_[thread_index()]);
+    name_in_errors(r.index, [&] {
+      next[n] = next_tokens(own[n], known(), {r.tokens, r.prompt_size}, r.draft.proposals,
+                            r.request.options, r.request.stream_index,
+                            model_.tokenizer.end_of_text(), buffers_[thread_index()]);
+    });
   });
   for (size_t n = 0; n < running.size(); n++) {
     if (running[n]->beams) {
-      advance(*running[n], own[n]);
+      name_in_errors(running[n]->index, [&] { advance(*running[n], own[n]); });
     } else {
       take_all(*running[n], next[n], own[n]);
     }
@@ -301,7 +313,7 @@ void Batch::choose(std::span<const std::unique_ptr<Running>> running,
 void Batch::take_all(Running& running, const NextTokens& next, std::span<const float> logits) {
   const size_t before = running.tokens.size() - running.draft.proposals.size();
   running.tokens.resize(before);
-  running.sequences.front().truncate(static_cast<int64_t>(before) + next.accepted);
+  running.sequences.front().truncate(static_cast<int64_t>(before + next.tokens.size()) - 1);
   if (drafter_) Drafter::settle(running.draft, static_cast<int64_t>(before), next);
   const auto vocab_size = static_cast<size_t>(model_.decoder.config().vocab_size);
   for (size_t n = 0; n < next.tokens.size() && !running.ended; n++) {

@@ -43,7 +43,7 @@ class Batch {
  private:
   using Clock = std::chrono::steady_clock;
   struct Waiting {
-    size_t index;  // of the request
+    size_t index = 0;  // of the request
     std::vector<int32_t> tokens;
     int64_t most;  // tokens to generate
     int64_t room;  // tokens to keep keys and values of, at most
@@ -68,6 +68,8 @@ class Batch {
   // Ids beyond the tokenizer's (a padded vocabulary) are never chosen.
   size_t known() const { return static_cast<size_t>(model_.tokenizer.vocab_size()); }
   std::string which(size_t index) const;
+  template <class F>
+  void name_in_errors(size_t index, F&& f) const;
   Waiting wait(size_t index) const;
   int64_t bytes_for(const Waiting& waiting) const;
   int64_t bytes_of(const Running& running) const;

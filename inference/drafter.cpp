@@ -54,6 +54,7 @@ void Drafter::propose(std::span<const Task> tasks, std::span<SamplingBuffers> bu
 
 void Drafter::look_up(const Task& task) {
   const int64_t most = std::min(task.most, task.draft.length.next());
+  if (most <= 0) return;
   for (const int32_t token : prompt_lookup(task.tokens, most)) {
     task.draft.proposals.push_back({token, {{token, 1}}});
   }
@@ -123,7 +124,8 @@ void Drafter::settle(Draft& draft, int64_t before, const NextTokens& next) {
   draft.length.record(next.accepted, next.rejected);
   draft.proposals.clear();
   if (!draft.sequence) return;
-  draft.sequence->truncate(std::min(draft.sequence->length(), before + next.accepted));
+  const int64_t computed = before + static_cast<int64_t>(next.tokens.size()) - 1;
+  draft.sequence->truncate(std::min(draft.sequence->length(), computed));
 }
 
 }  // namespace lockstep

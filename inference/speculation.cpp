@@ -49,9 +49,16 @@ NextTokens next_tokens(std::span<const float> logits, size_t known, const Histor
   const size_t vocab_size = logits.size() / (proposals.size() + 1);
   size_t place = history.tokens.size() - proposals.size();
   NextTokens next;
+  // Behind an accepted token the text may have ended, by a stop text: that the options leave
+  // nothing there is an error only when it is asked for again.
+  const auto of_place = [&](const History& before) {
+    return next.accepted > 0 ? candidates_or_none(logits.first(known), before, options, buffers)
+                             : candidates(logits.first(known), before, options, buffers);
+  };
   for (const Proposal& proposal : proposals) {
     const History before{history.tokens.first(place), history.prompt_size};
-    const auto p = candidates(logits.first(known), before, options, buffers);
+    const auto p = of_place(before);
+    if (p.empty()) return next;
     const auto number = [&](Purpose purpose) {
       return random_number(purpose, options.seed, stream_index, place);
     };
@@ -65,7 +72,11 @@ NextTokens next_tokens(std::span<const float> logits, size_t known, const Histor
     logits = logits.subspan(vocab_size);
     place++;
   }
-  next.tokens.push_back(sample(logits.first(known), history, options, stream_index, buffers));
+  const auto p = of_place(history);
+  if (!p.empty()) {
+    next.tokens.push_back(
+        pick(p, random_number(Purpose::choice, options.seed, stream_index, place)));
+  }
   return next;
 }
 

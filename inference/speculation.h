@@ -45,7 +45,8 @@ struct NextTokens {
 };
 
 // The next tokens of a sequence whose `history` ends with the proposals, if there are any: those
-// that are accepted, and one more, unless the last of them is `end`. `logits` (proposals + 1, V):
+// that are accepted, and one more, unless the last of them is `end` or the options leave no token
+// behind it. `logits` (proposals + 1, V):
 // of what comes in the place of each proposal and after the last; the ids from `known` on are never
 // chosen. Random numbers are a function of options.seed, stream_index and a token's place. Without
 // proposals it is `sample`. Throws as candidates().

@@ -79,7 +79,10 @@ void examine_links(json& worker, MpiSession& session) {
 // The folder that exists already: --run itself, or what it will be made in.
 fs::path existing_folder(const fs::path& run) {
   fs::path folder = run.empty() ? fs::current_path() : fs::absolute(run);
-  while (!fs::is_directory(folder) && folder.has_relative_path()) folder = folder.parent_path();
+  std::error_code ignored;
+  while (!fs::is_directory(folder, ignored) && folder.has_relative_path()) {
+    folder = folder.parent_path();
+  }
   return folder;
 }
 
@@ -93,13 +96,16 @@ void examine_disk(json& worker, const fs::path& folder) {
   }
 }
 
-// Worker 0 leaves a file; who does not find it has another folder of this name.
+// Worker 0 leaves a file; who does not find it has another folder of this name. Nothing is known
+// where it cannot write.
 void examine_sharing(json& worker, MpiSession& session, const fs::path& folder) {
   std::string name = fmt::format(".lockstep-doctor-shared-{}-{}", session.host(), getpid());
   session.world().broadcast(name, 0);
   const fs::path file = folder / name;
-  if (session.rank() == 0) std::ofstream(file) << name;
-  session.world().barrier();
+  double written = 0;
+  if (session.rank() == 0) written = static_cast<bool>(std::ofstream(file) << name << std::flush);
+  session.world().all_reduce(&written, 1, ReduceOp::max);
+  if (written == 0) return;
   if (session.local_rank() == 0) {
     bool seen = false;
     std::error_code error;

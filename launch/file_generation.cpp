@@ -18,9 +18,9 @@
 namespace lockstep::launch {
 namespace {
 
-// Passes through the model that it takes at most.
-int64_t cost(const GenerationRequest& request) {
-  return request.options.max_tokens * request.options.beams.num_beams;
+// Rows that go through the model after the prompt, at most.
+int64_t cost(const GenerationRequest& request, int64_t context_length) {
+  return std::min(request.options.max_tokens, context_length) * request.options.beams.num_beams;
 }
 
 // On standard error: on a terminal a live line, elsewhere one about every twentieth of the prompts.
@@ -105,23 +105,25 @@ FileGeneration::FileGeneration(const std::filesystem::path& output, const Work& 
 }
 
 // The longest first, so that none begins when the others are about to end.
-std::vector<size_t> FileGeneration::missing(const std::vector<GenerationRequest>& requests) const {
+std::vector<size_t> FileGeneration::missing(const std::vector<GenerationRequest>& requests,
+                                            int64_t context_length) const {
   std::vector<size_t> all;
   for (size_t i = 0; i < requests.size(); i++) {
     if (file_ && !file_->has(i)) all.push_back(i);
   }
   std::stable_sort(all.begin(), all.end(), [&](size_t a, size_t b) {
-    return std::pair(cost(requests[a]), requests[a].prompt.size()) >
-           std::pair(cost(requests[b]), requests[b].prompt.size());
+    return std::pair(cost(requests[a], context_length), requests[a].prompt.size()) >
+           std::pair(cost(requests[b], context_length), requests[b].prompt.size());
   });
   return all;
 }
 
 ExitCode FileGeneration::run(Generator& generator, const std::vector<GenerationRequest>& requests,
                              BatchLimits limits) {
-  const std::vector<size_t> items = missing(requests);
+  const int64_t context_length = generator.config().context_length;
+  const std::vector<size_t> items = missing(requests, context_length);
   int64_t whole_cost = 0;
-  for (const size_t i : items) whole_cost += cost(requests[i]);
+  for (const size_t i : items) whole_cost += cost(requests[i], context_length);
   // None takes more than its share while others have nothing to do.
   const auto count = static_cast<int64_t>(from_first(static_cast<double>(items.size())));
   const int64_t workers = session_ == nullptr ? 1 : session_->size();
@@ -133,7 +135,7 @@ ExitCode FileGeneration::run(Generator& generator, const std::vector<GenerationR
       session_, items,
       [&](size_t i, const std::string& completion) {
         file_->add(i, completion);
-        progress.add(completion, cost(requests[i]));
+        progress.add(completion, cost(requests[i], context_length));
       },
       [] { return stop_signal() != 0; });
   generator.generate(

@@ -28,7 +28,8 @@ class FileGeneration {
                BatchLimits limits);
 
  private:
-  std::vector<size_t> missing(const std::vector<GenerationRequest>& requests) const;
+  std::vector<size_t> missing(const std::vector<GenerationRequest>& requests,
+                              int64_t context_length) const;
   bool complete();
   double from_first(double value) const;
 

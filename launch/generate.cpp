@@ -1,3 +1,4 @@
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -33,7 +34,7 @@ OptionTable options(GenerateOptions& o) {
   OptionTable table("lockstep generate", "--checkpoint PATH [OPTION]...",
                     "Lets a model continue each prompt, and shows the text as it is written. "
                     "Without --prompt and\n--prompt-file the prompt is read from standard input. "
-                    "With --output, under mpirun, workers share the prompts.");
+                    "Under mpirun workers share the\nprompts (--output).");
   table.group("Model");
   table.add("checkpoint", path(o.checkpoint, "PATH"),
             "a run folder, a step folder or an exported model.h5 (of a run: its newest good one)");
@@ -52,10 +53,9 @@ OptionTable options(GenerateOptions& o) {
   table.add(
       "batch-size", integer(o.batch_size, 1),
       "most prompts to work on at a time; the text of each is the same with any (default 16)");
-  table.add(
-      "kv-cache-memory", real(o.kv_cache_gib, kPositive, "GIB"),
-      "most memory for the keys and values of their tokens; prompts wait for it (default: half "
-      "of the memory that is free)");
+  table.add("kv-cache-memory", real(o.kv_cache_gib, kPositive, "GIB"),
+            "most memory of a worker for the keys and values of their tokens; prompts wait for it "
+            "(default: half of the memory that is free, divided among the workers of a host)");
   table.group("Output");
   table.add("output", path(o.output, "FILE"),
             "write one JSON object a prompt into FILE, in the order of the prompts; started again, "
@@ -131,15 +131,14 @@ void add_draft(Generator& generator, const GenerateOptions& o,
   generator.draft_with(*draft);
   const int64_t context = draft->info().model.context_length;
   if (context >= generator.config().context_length) return;
-  fmt::print(stderr, "the context of the draft holds {} tokens: nothing is drafted after them\n",
-             context);
+  spdlog::info("the context of the draft holds {} tokens: nothing is drafted after them", context);
 }
 
-// The workers of a host share its memory.
+// Once the weights are there. The workers of a host share its memory.
 BatchLimits limits(const GenerateOptions& o, Device device, int workers_of_host) {
   const int64_t half = device == Device::cpu
                            ? this_machine().memory_free_bytes / 2 / workers_of_host
-                           : this_gpu(cuda_device()).memory_bytes / 2;
+                           : free_gpu_memory() / 2;
   const double given = o.kv_cache_gib.value_or(0) * 0x1p30;
   return {o.batch_size, o.kv_cache_gib ? static_cast<int64_t>(std::min(given, 0x1p62)) : half};
 }

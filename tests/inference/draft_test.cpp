@@ -205,6 +205,11 @@ TEST_P(DraftOf, TextsEndWithinAPass) {
   options.forbid = {256};
   options.max_tokens = 40;
   const Completion whole = generator_.generate(golden_.prompt(), options, 0, nullptr);
+  SamplingOptions ending = options;
+  ending.forbid.clear();
+  ending.logit_bias = {{256, 6}};
+  const Completion plain = generator_.generate(golden_.prompt(), ending, 0, nullptr);
+  ASSERT_EQ(plain.finish_reason, FinishReason::end_of_text);
   with("itself");
   // At every number of tokens.
   for (options.max_tokens = 1; options.max_tokens <= 40; options.max_tokens++) {
@@ -220,17 +225,12 @@ TEST_P(DraftOf, TextsEndWithinAPass) {
   EXPECT_EQ(stopped.text, whole.text.substr(0, whole.text.find(options.stop.front())));
   // At the end of text, which the draft proposes.
   options.stop.clear();
-  options.forbid.clear();
-  options.logit_bias = {{256, 6}};
-  const Completion ended = generator_.generate(golden_.prompt(), options, 0, nullptr);
+  EXPECT_EQ(described(generator_.generate(golden_.prompt(), ending, 0, nullptr)), described(plain));
   generator_.draft_by_prompt_lookup();
-  EXPECT_EQ(described(ended),
-            described(generator_.generate(golden_.prompt(), options, 0, nullptr)));
+  EXPECT_EQ(described(generator_.generate(golden_.prompt(), ending, 0, nullptr)), described(plain));
   // When it is interrupted: after a whole pass.
   int asked = 0;
   with("itself");
-  options.forbid = {256};
-  options.logit_bias.clear();
   const Completion part =
       generator_.generate(golden_.prompt(), options, 0, nullptr, [&] { return asked++ == 2; });
   EXPECT_EQ(part.finish_reason, FinishReason::interrupted);

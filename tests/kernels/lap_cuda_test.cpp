@@ -1,3 +1,6 @@
+#include <chrono>
+#include <thread>
+
 #include "core/mirrored.h"
 #include "kernels/lap.h"
 #include "tests/kernels/on_device.h"
@@ -17,11 +20,16 @@ TEST_F(LapCuda, IsTheTimeBetweenTwoCalls) {
   seconds.download(stream);
   stream.synchronize();
   EXPECT_GT(seconds.host(), 1);
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  std::this_thread::sleep_for(std::chrono::milliseconds(3));
   lap(seconds.there(), stream);
   seconds.download(stream);
   stream.synchronize();
-  EXPECT_GE(seconds.host(), 0);
-  EXPECT_LT(seconds.host(), 60) << "between two calls one after the other";
+  const double whole = std::chrono::duration<double>(Clock::now() - start).count();
+  EXPECT_GE(seconds.host(), 0.003 - 0x1p-21);
+  // The first call came before `start` at most by what synchronising took.
+  EXPECT_LT(seconds.host(), whole + 1);
 }
 
 }  // namespace

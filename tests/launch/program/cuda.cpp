@@ -75,7 +75,7 @@ TEST_F(Cuda, WorkersThatSeeAGpuOfTheirOwn) {
   options.prelude = "export CUDA_VISIBLE_DEVICES=$OMPI_COMM_WORLD_RANK";
   const Result result = train("own_gpus", {"--device", "cuda"}, options);
   EXPECT_EQ(result.code, 0) << result.err;
-  EXPECT_FALSE(has_problem(doctor(options), "GPU"));
+  EXPECT_FALSE(has_problem(doctor(options), "but 1 GPU"));
   options.prelude = "export CUDA_VISIBLE_DEVICES=1";  // the same for both
   expect_error(train("one_gpu", {"--device", "cuda"}, options), 4, {"2 workers of ", "for 1 GPU,"});
   EXPECT_EQ(train("one_gpu", {"--device", "cuda", "--share-gpu"}, options).code, 0);

@@ -123,7 +123,7 @@ TEST_F(Usage, OneWorkerSpeaksForAll) {
                    {.workers = 2}),
                3, {"there is no dataset folder", "lockstep prepare"});
   expect_error(run({"generate", "--checkpoint", "x", "--prompt", "y"}, {.workers = 2}), 2,
-               {"lockstep generate: runs as one process; start it without mpirun"});
+               {"lockstep generate: 2 workers need a file to write to: add --output FILE"});
   const Result version = run({"--version"}, {.workers = 2});
   EXPECT_EQ(version.code, 0);
   EXPECT_EQ(lines_of(version.out).size(), 1u) << version.out;
