@@ -138,8 +138,8 @@ TEST(PredictedStep, WorkersExchangeEveryGradientOnceAndEveryWeight) {
     if (row.name == "all_gather") gathered += row.bytes;
   }
   EXPECT_EQ(gradients, static_cast<double>(plan.model.gradients) / 2);
-  // With the worker's numbers: whether to stop, a loss, and the squares of its slice.
-  const double numbers = 3 * sizeof(double);
+  // With the worker's numbers: whether to stop, seconds, a loss, and the squares of its slice.
+  const double numbers = 4 * sizeof(double);
   EXPECT_EQ(gathered, static_cast<double>(plan.model.weights) / 2 + numbers);
 }
 
