@@ -63,7 +63,11 @@ DatasetCopy::DatasetCopy(const fs::path& dataset, const fs::path& folder)
                     error.message());
   }
   const fs::path lock = folder / fmt::format(".{}.lock", path_.filename().string());
-  lock_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  // Another user's can be read only, which is enough to lock it.
+  lock_ = ::open(lock.c_str(), O_RDONLY | O_CLOEXEC);
+  if (lock_ < 0 && errno == ENOENT) {
+    lock_ = ::open(lock.c_str(), O_RDONLY | O_CREAT | O_CLOEXEC, 0666);
+  }
   if (lock_ < 0) throw DataError("cannot create {}: {}", lock.string(), std::strerror(errno));
 }
 
@@ -96,9 +100,17 @@ void DatasetCopy::copy(const ShardInfo& file) {
   const MappedFile original(from);
   std::error_code error;
   fs::create_directories(path_, error);  // another process that failed removes it
-  write_file_atomically(path_ / file.file, {reinterpret_cast<const char*>(original.bytes().data()),
-                                            original.bytes().size()});
+  written_.push_back(path_ / file.file);
+  write_file_atomically(written_.back(), {reinterpret_cast<const char*>(original.bytes().data()),
+                                          original.bytes().size()});
   copied_bytes_ += file.size_bytes;
+}
+
+void DatasetCopy::remove_written() {
+  std::error_code ignored;
+  for (const fs::path& file : written_) fs::remove(file, ignored);
+  fs::remove(path_ / "dataset.json", ignored);
+  fs::remove(path_, ignored);  // where it is empty now
 }
 
 bool DatasetCopy::advance() {
@@ -111,8 +123,7 @@ bool DatasetCopy::advance() {
   try {
     if (!is_good(file, path_ / file.file)) copy(file);
   } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
+    remove_written();
     throw;
   }
   if (++next_ < files_.size()) return false;

@@ -8,8 +8,10 @@
 #     mpirun -np 8 --hostfile hosts lockstep train --data DATASET --run RUN ...
 #
 # --restarts N: gives up after so many. --hang SECONDS: a job that finishes no step for so long is ended;
-# choose more than its longest evaluation. USR1, TERM and INT stop the training as USR1 does (exit code
-# 75). Exit codes are those of lockstep: 2, 3 and 75 are never started again, 4 says that it gave up.
+# at least 120: choose more than its start, in which the lease of a lost host is watched for a minute and
+# --stage copies the dataset, and more than its longest evaluation. USR1, TERM and INT stop the training
+# as USR1 does (exit code 75). Exit codes are those of lockstep: 2, 3 and 75 are never started again, 4
+# says that it gave up.
 set -uo pipefail
 
 say() { echo "resilient.sh: $*" >&2; }
@@ -28,6 +30,7 @@ while [[ ${1:-} == --* ]]; do
   esac
   shift 2
 done
+[ "$hang" -ge 120 ] || usage "--hang $hang is too short: a start alone may take a minute; choose 120 or more"
 
 # Hosts and their slots, from "a:2,b:2" or from the lines "a slots=2" of a file.
 hosts=() slots=()
@@ -45,11 +48,12 @@ read_hostfile() {
   done <"$1"
 }
 
-# The command: mpirun and its options, without those that a restart may change; lockstep train and its.
-launcher=() workers='' listed=''
+# The command: mpirun and its options, without those that a restart may change, which go where -np was
+# (another program may stand before lockstep); lockstep train and its.
+launcher=() at=0 workers='' listed=''
 while [ $# -gt 0 ] && [ "${2:-}" != train ]; do
   case $1 in
-    -np | -n | --np) workers=${2:-} && shift ;;
+    -np | -n | --np) at=${#launcher[@]} workers=${2:-} && shift ;;
     -host | --host | -H)
       IFS=, read -ra listed <<<"${2:-}"
       for host in "${listed[@]}"; do add_host "$host"; done
@@ -98,16 +102,13 @@ last_step() {
   echo "${step:-0}"
 }
 
-# Ends mpirun and the workers of this host, which it does not always do itself.
 end_job() {
-  local children
-  children=$(pgrep -P "$1")
   kill -TERM "$1"
   for _ in {1..10}; do
     kill -0 "$1" 2>/dev/null || break
     sleep 1
   done
-  kill -KILL "$1" $children 2>/dev/null
+  kill -KILL "$1"
 }
 
 # Seconds since the last step, or since the job began.
@@ -117,17 +118,19 @@ idle_seconds() {
   echo $(($(date +%s) - (last > began ? last : began)))
 }
 
-# Runs the job to its end; sets `code`.
+# Runs the job to its end; sets `code`. Workers of this host that outlive mpirun are ended, as they would
+# hold the run.
 job=
 run_job() {
-  local on=() began
+  local on=() began now children=''
   [ ${#hosts[@]} -eq 0 ] || on=(--host "$(host_list)")
   began=$(date +%s)
-  "${launcher[@]}" -np "$workers" "${on[@]}" "$program" train "$@" &
+  "${launcher[@]:0:at}" -np "$workers" "${on[@]}" "${launcher[@]:at}" "$program" train "$@" &
   job=$!
   while kill -0 "$job" 2>/dev/null; do
     sleep 1 &
     wait -n "$job" $! 2>/dev/null
+    now=$(pgrep -P "$job") && children=$now
     if [ "$(idle_seconds)" -gt "$hang" ]; then
       say "no step for $hang seconds: the job hangs, and is ended"
       end_job "$job" 2>/dev/null
@@ -135,6 +138,7 @@ run_job() {
   done
   wait "$job"
   code=$?
+  [ -z "$children" ] || kill -KILL $children 2>/dev/null
 }
 
 stopping=
@@ -150,7 +154,8 @@ drop_lost_hosts() {
   local i kept=() kept_slots=()
   lost=()
   for i in "${!hosts[@]}"; do
-    if timeout -k 2 20 "${launcher[@]}" --host "${hosts[i]}" -np 1 true >/dev/null 2>&1; then
+    if timeout -k 2 20 "${launcher[@]:0:at}" -np 1 --host "${hosts[i]}" "${launcher[@]:at}" true \
+      >/dev/null 2>&1; then
       kept+=("${hosts[i]}") kept_slots+=("${slots[i]}")
     else
       lost+=("${hosts[i]}")

@@ -10,7 +10,7 @@ packages=(
   g++ cmake ninja-build pkg-config git
   libopenmpi-dev openmpi-bin libhdf5-dev libdnnl-dev libboost-program-options-dev
   nlohmann-json3-dev libfmt-dev libspdlog-dev libxxhash-dev libpcre2-dev zlib1g-dev
-  libgtest-dev libgmock-dev python3 python3-numpy python3-h5py
+  libgtest-dev libgmock-dev dpkg-dev file python3 python3-numpy python3-h5py
   "$@"
 )
 

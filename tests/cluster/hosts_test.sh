@@ -38,13 +38,13 @@ fail() {
   exit 1
 }
 # A command on the first host, not longer than it may take.
-on_first_host() { timeout -k 5 100 "$hosts" shell 10.77.0.1 "cd $work && $*"; }
+on_first_host() { timeout -k 5 "${most:-100}" "$hosts" shell 10.77.0.1 "cd $work && $*"; }
 train() {
   echo "$program train --data data --run $1 --layers 2 --heads 2 --hidden-size 48 --context-length 64" \
     "--batch-size 8 --virtual-workers 4 --threads 1 --precision fp32 --steps 400 --checkpoint-every 50" \
     "--evaluate-every 0 --collective-timeout 3 ${*:2}"
 }
-resilient="$source/launch/resilient.sh --hang 60 mpirun"
+resilient="$source/launch/resilient.sh --hang 120 mpirun"
 same_bits() { "$program" checkpoint diff "$1" undisturbed >diff.log || fail "$1: $(cat diff.log)"; }
 says() { grep -qE "$2" "$1.log" || fail "$1.log says no '$2': $(cat "$1.log")"; }
 # Runs a command to its end; it must end with this code.
@@ -53,9 +53,9 @@ ends_with() {
   on_first_host "${@:3}" >"$2.log" 2>&1 || code=$?
   [ $code = "$1" ] || fail "$2 ended with $code: $(cat "$2.log")"
 }
-# Starts a training; waits until it has its first checkpoint.
+# Starts a training, with another program before it; waits until it has its first checkpoint.
 begin() {
-  on_first_host "$resilient -np 2 --hostfile hostfile $(train "$1")" >"$1.log" 2>&1 &
+  on_first_host "$resilient -np 2 --hostfile hostfile env STARTED_BY=test $(train "$1")" >"$1.log" 2>&1 &
   job=$!
   for _ in {1..600}; do
     compgen -G "$1/checkpoints/step-*" >/dev/null && return
@@ -70,6 +70,11 @@ ends_with 0 undisturbed "mpirun -np 2 --host 10.77.0.1:2 $(train undisturbed)"
 ends_with 0 over_tcp "mpirun -np 2 --hostfile hostfile $(train over_tcp)"
 same_bits over_tcp
 
+# The first start hangs, the second does not: begun here, as it takes its time.
+printf '%s\n' '#!/bin/sh' 'mkdir hung 2>/dev/null && exec sleep 1000' 'exit 0' >hangs && chmod +x hangs
+most=200 ends_with 0 hangs "$resilient -np 1 ./hangs train --run hangs" &
+hanging=$!
+
 # A worker is killed, of the other host: all start again, on both.
 begin killed
 pkill -KILL -o --ns "$(ip netns pids "${name}2" | head -n 1)" --nslist net -f "$program train"
@@ -77,9 +82,16 @@ finish killed
 says killed "starts again in 1 s: -np 2 on 10.77.0.1 10.77.0.2"
 same_bits killed
 
+# mpirun is killed: the worker beside it must not hold the run.
+begin alone
+pkill -KILL -f "^mpirun .*--run alone "
+finish alone
+says alone "starts again in 1 s: -np 2 on 10.77.0.1 10.77.0.2"
+same_bits alone
+
 # Stopped on request, it is not started again.
 begin stopped
-pkill -USR1 -f "^bash [^ ]*/launch/resilient.sh --hang 60 mpirun .*--run stopped"
+pkill -USR1 -f "^bash [^ ]*/launch/resilient.sh --hang 120 mpirun .*--run stopped"
 code=0
 wait $job || code=$?
 [ $code = 75 ] || fail "stopped ended with $code: $(cat stopped.log)"
@@ -94,9 +106,8 @@ printf '%s\n' '#!/bin/sh' 'kill -KILL $$' >dies && chmod +x dies
 ends_with 4 dies "$resilient -np 2 --hostfile hostfile ./dies train --run dies"
 says dies "ended at the same step as before"
 [ "$(grep -c "starts again" dies.log)" = 1 ] || fail "$(cat dies.log)"
-printf '%s\n' '#!/bin/sh' 'exec sleep 1000' >hangs && chmod +x hangs
-ends_with 4 hangs "${resilient/60/1} -np 1 ./hangs train --run hangs"
-says hangs "no step for 1 seconds: the job hangs, and is ended"
+ends_with 2 hasty "${resilient/120/119} -np 1 $(train hasty)"
+says hasty "119 is too short"
 
 # Another build on the second host.
 objcopy --remove-section=.note.gnu.build-id "$program" other
@@ -114,4 +125,8 @@ says cut "worker 0 on ${name}1: .*: after 3.0 s worker 1 had not come to it"
 says cut "10.77.0.2 does not answer any more, and is left out"
 says cut "starts again in 1 s: -np 1 on 10.77.0.1"
 same_bits cut
+
+wait $hanging
+says hangs "no step for 120 seconds: the job hangs, and is ended"
+says hangs "starts again in 1 s: -np 1"
 echo "lost workers and hosts cost time, not bits"

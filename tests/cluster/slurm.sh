@@ -87,11 +87,13 @@ CONFIGURATION
 }
 
 start() {
-  local nodes=$1 port=${2:-16817} i
-  if [ "$(id -u)" -ne 0 ] || ! command -v slurmctld slurmd munged srun >/dev/null; then
-    echo "no cluster: that needs root, and Slurm and munge installed" >&2
-    exit 77
-  fi
+  local nodes=$1 port=${2:-16817} i tool
+  for tool in slurmctld slurmd munged srun; do
+    if [ "$(id -u)" -ne 0 ] || ! command -v $tool >/dev/null; then
+      echo "no cluster: that needs root, and Slurm and munge installed" >&2
+      exit 77
+    fi
+  done
   mkdir -p "$folder"/{state,spool}
   start_munge
   write_configuration "$nodes" "$port"

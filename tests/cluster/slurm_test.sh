@@ -91,10 +91,6 @@ preempted() {
 # Slurm says nothing before the limit: URG is what nobody listens to.
 out_of_time() {
   local id
-  if ! lockstep train --help | grep -q -- --time-limit; then
-    echo "skipped: out_of_time (train has no --time-limit)"
-    return
-  fi
   id=$(submit -o time.out --time=1 --signal=B:URG@1 "$scripts/train.sbatch" --data data --run time \
     "${model[@]}" --steps 1000000)
   trains "$id" time 0

@@ -96,6 +96,11 @@ def last_step(run):
     return json.loads(lines[-1])["step"] if lines else 0
 
 
+def noted(run):
+    """status.json as it is: only its process changes it."""
+    return json.loads((run / "status.json").read_text())
+
+
 def saved_step(run):
     steps = sorted(path.name for path in run.glob("checkpoints/step-*"))
     return int(steps[-1].split("-")[1]) if steps else 0

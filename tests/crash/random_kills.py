@@ -55,12 +55,11 @@ def main():
             assert state["state"] in ("lost", "failed"), state
 
             it = job.Job(mpiexec, WORKERS, words, run)
-            # Steps after the checkpoint are made again: their lines go, and come back.
-            while job.last_step(run) > saved:
+            # Another process, which has made steps after the checkpoint again.
+            while (now := job.noted(run))["pid"] == state["pid"] or now["step"] <= saved:
                 if it.ended():
                     sys.exit(f"it ended by itself:\n{it.process.stderr.read()}")
                 time.sleep(0.002)
-            it.wait_for_step(saved + 1)
             again = time.monotonic() - killed
             print(f"kill {kill + 1} of worker {rank}: exit code {code} after {end:.1f} s, saved {saved}, "
                   f"training again after {again:.1f} s")

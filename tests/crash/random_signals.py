@@ -50,8 +50,9 @@ def main():
             else:
                 it.wait_for_step(min(before + random.randrange(1, STEPS_A_START), steps))
                 time.sleep(random.random() * STEP_S)
+            first = time.monotonic()
             for _ in range(1 + start % 4):
-                if it.ended():
+                if it.ended() or time.monotonic() - first > 3 * SAME_REQUEST_S:
                     break
                 try:
                     os.kill(random.choice(workers), random.choice(SIGNALS))

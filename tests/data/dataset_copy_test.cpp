@@ -85,6 +85,19 @@ TEST_F(DatasetCopyTest, ADamagedOriginalIsNoCopy) {
   EXPECT_FALSE(fs::exists(copy_));
 }
 
+// What another process copied, and perhaps reads, stays; but it is no dataset any more.
+TEST_F(DatasetCopyTest, AFailureRemovesOnlyWhatItCopied) {
+  make();
+  copy_ = DatasetCopy::path_of(data_, disk_);
+  for (const char* shard : {"train-00000.bin", "train-00002.bin"}) fs::remove(copy_ / shard);
+  fs::resize_file(data_ / "train-00002.bin", 100);
+  EXPECT_THROW(make(), DataError);
+  EXPECT_TRUE(fs::exists(copy_ / "train-00001.bin"));
+  for (const char* file : {"train-00000.bin", "train-00002.bin", "dataset.json"}) {
+    EXPECT_FALSE(fs::exists(copy_ / file)) << file;
+  }
+}
+
 // Another dataset of the same name, or the same one prepared anew, is not taken for this one.
 TEST_F(DatasetCopyTest, AnotherDatasetIsAnotherCopy) {
   make();

@@ -4,7 +4,9 @@
 #   tests/launch/install.sh BUILD      exit code 77: no Debian package can be made here
 set -euo pipefail
 build=$1
-command -v dpkg-shlibdeps dpkg-deb >/dev/null || exit 77
+for tool in dpkg-shlibdeps dpkg-deb file; do
+  command -v $tool >/dev/null || exit 77
+done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
