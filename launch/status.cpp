@@ -21,10 +21,6 @@ namespace fs = std::filesystem;
 using State = RunStatus::State;
 using std::chrono::seconds;
 
-int64_t unix_now() {
-  return std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
-}
-
 RunStatus read(const fs::path& run) {
   if (auto status = read_status(run)) return *status;
   throw DataError("{} is no run folder: it has no {}, which 'lockstep train' writes", run.string(),
@@ -62,6 +58,7 @@ RunStatus look(const fs::path& run) {
     status.state = State::lost;
     status.reason = "its process is gone, or nothing has been heard of it; run it again to go on";
     status.seconds_left.reset();
+    status.time_limit_left.reset();
   }
   return status;
 }
@@ -147,7 +144,7 @@ std::string json_of(const fs::path& run, const RunStatus& s) {
     object["last_checkpoint"]["age_seconds"] =
         std::max<int64_t>(unix_now() - s.last_checkpoint->time, 0);
   }
-  return object.dump() + "\n";
+  return object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 // Until the run ends: on a terminal drawn over, elsewhere a line when something has changed.

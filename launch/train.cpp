@@ -236,9 +236,12 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   if (wants_help(arguments)) return show_help(table, session);
   Communicator& world = session->world();
   const bool first = session->rank() == 0;
+  std::optional<std::chrono::steady_clock::time_point> end_by;  // of the first worker
   run_together(world, [&] {
     read_options(options, table, arguments, first);
-    if (!options.dry_run) check_device_options(options, table);
+    if (options.dry_run) return;
+    check_device_options(options, table);
+    if (first) end_by = end_of(options, started);  // before a deadline: the batch system takes time
   });
   world.set_deadline(options.collective_timeout_s);
   const Device device = options.dry_run ? planned_device(options.machine.device, session)
@@ -263,7 +266,7 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
     config = resolve_train(options, table, surroundings);
     config.device = device;
     if (device == Device::cpu && !options.dry_run) check_host_memory(config, *session);
-    if (first && !options.dry_run) config.end_by = end_of(options, started);
+    config.end_by = end_by;
   });
   if (options.dry_run) {
     run_together(world, [&] {

@@ -222,6 +222,7 @@ std::string stages_text(const ProfileTotals& totals, double steps) {
 }  // namespace
 
 std::string profile_table(const ProfileTotals& totals, const MachineRates& machine) {
+  if (totals.steps == 0) return "";
   const double steps = static_cast<double>(totals.steps * totals.workers);
   const Formatter format{steps, 1e3 * totals.step_seconds / steps, machine};
   std::string text = fmt::format(

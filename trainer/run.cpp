@@ -168,14 +168,15 @@ ExitCode Run::train() {
       give_up_when_lost(result);
       save_when_due(stop);
     }
-    show_profile(profile_.turn(state().step, training_.model().stream(), peak_flops_));
+    if (!stop) show_profile(profile_.turn(state().step, training_.model().stream(), peak_flops_));
     if (!ahead) start = Clock::now();
   }
   show_profile(profile_.end(peak_flops_));
   finish_save();
   if (stop) {
-    progress_.note(
-        fmt::format("stopped on request after step {}: run it again to go on", state().step));
+    progress_.note(fmt::format("stopped {} after step {}: run it again to go on",
+                               watch_.out_of_time() ? "for the time limit" : "on request",
+                               state().step));
   }
   return stop ? ExitCode::stopped : ExitCode::done;
 }
@@ -190,6 +191,8 @@ void Run::stop_in_time(const StepResult& result, double step_seconds) {
     ahead.evaluations += evaluates && validation_ != nullptr ? 1 : 0;
     ahead.saves += due(config_.checkpoint_every, next) ? 1 : 0;
   }
+  // A run that asks only after the next step has its last one by then, and evaluates.
+  if (step + 2 == config_.steps && validation_ != nullptr) ahead.evaluations++;
   if (watch_.step_done(result, step_seconds, ahead)) stop_requested_ = true;
 }
 

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/chrono.h>
+#include <signal.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
@@ -9,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <sstream>
@@ -24,13 +26,16 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr const char* kName = "lease.json";
+constexpr int64_t kLastTime = 253402300799;  // the end of the year 9999
 
-// Process numbers mean something to those alone who share a kernel and a namespace of them.
+// Process numbers mean something to those alone who share a kernel and a namespace of them. Empty:
+// it cannot be told.
 std::string machine_name() {
   std::string boot;
   std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);
   std::error_code error;
-  return boot + " " + fs::read_symlink("/proc/self/ns/pid", error).string();
+  const std::string names = fs::read_symlink("/proc/self/ns/pid", error).string();
+  return boot.empty() || names.empty() ? "" : boot + " " + names;
 }
 
 struct Process {
@@ -108,12 +113,16 @@ Holder holder_from_json(const json& object) {
   const auto text = [&](const char* key, std::string& field) {
     if (const auto at = object.find(key); at != object.end() && at->is_string()) field = *at;
   };
-  const auto number = [&](const char* key, int64_t& field) {
-    if (const auto at = object.find(key); at != object.end() && at->is_number_integer())
-      field = *at;
+  // What no program writes is as if it were not there.
+  const auto number = [&](const char* key, int64_t& field, int64_t most) {
+    const auto at = object.find(key);
+    if (at == object.end() || !at->is_number_integer()) return;
+    if (const auto value = at->get<int64_t>(); value >= 0 && value <= most) field = value;
   };
   text("token", h.token), text("host", h.host), text("machine", h.machine), text("job", h.job);
-  number("pid", h.pid), number("process_start", h.process_start), number("started", h.since);
+  number("pid", h.pid, std::numeric_limits<pid_t>::max());
+  number("process_start", h.process_start, std::numeric_limits<int64_t>::max());
+  number("started", h.since, kLastTime);
   return h;
 }
 
@@ -125,10 +134,14 @@ std::string describe(const Holder& h) {
 }
 
 std::optional<bool> is_alive(const Holder& holder) {
-  if (holder.pid == 0 || holder.machine != machine_name()) return std::nullopt;
+  const std::string here = machine_name();
+  if (holder.pid <= 0 || here.empty() || holder.machine != here) return std::nullopt;
   const auto found = process(holder.pid);
-  return found && found->start == holder.process_start && found->state != 'Z' &&
-         found->state != 'X';
+  if (!found) {  // /proc may hide other users' processes
+    const bool there = ::kill(static_cast<pid_t>(holder.pid), 0) == 0 || errno == EPERM;
+    return there ? std::nullopt : std::optional(false);
+  }
+  return found->start == holder.process_start && found->state != 'Z' && found->state != 'X';
 }
 
 RunLease::RunLease(Holder self, std::chrono::milliseconds beat, std::chrono::milliseconds stale)
@@ -142,7 +155,11 @@ RunLease::~RunLease() {
   }
   ending_.notify_all();
   thread_.join();
-  if (ours()) ::unlink(file_.c_str());
+  try {
+    if (ours()) ::unlink(file_.c_str());
+  } catch (const std::exception& error) {
+    spdlog::warn("{} is left behind: {}", file_.string(), error.what());
+  }
 }
 
 bool RunLease::try_take(const fs::path& run, std::function<void()> on_beat) {
@@ -155,7 +172,12 @@ bool RunLease::try_take(const fs::path& run, std::function<void()> on_beat) {
 
 bool RunLease::create() {
   if (!create_exclusively(file_)) return false;
-  write_file_atomically(file_, text());
+  try {
+    write_file_atomically(file_, text());
+  } catch (...) {
+    ::unlink(file_.c_str());
+    throw;
+  }
   return true;
 }
 
@@ -193,10 +215,15 @@ bool RunLease::replace_dead_one() {
 std::string RunLease::text() const {
   json object = to_json(self_);
   object["beat"] = beats_;
-  return object.dump() + "\n";
+  return object.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
-bool RunLease::ours() const { return holder_in(content_of(file_)).token == self_.token; }
+// Throws DataError where it cannot be read, as on a network disk now and then: that says nothing.
+bool RunLease::ours() const {
+  std::error_code error;
+  if (!fs::exists(file_, error) && !error) return false;
+  return holder_in(read_file(file_)).token == self_.token;
+}
 
 void RunLease::beat_on(const std::function<void()>& on_beat) {
   std::unique_lock lock(mutex_);
@@ -208,7 +235,7 @@ void RunLease::beat_on(const std::function<void()>& on_beat) {
       lost_ = lost_ || !ours();
       if (!lost_) write_file_atomically(file_, text());
       on_beat();
-    } catch (const DataError& error) {  // such as a full disk, of which the next save will tell
+    } catch (const std::exception& error) {  // such as a full disk: the next save will tell
       if (!std::exchange(warned, true))
         spdlog::warn("the run's state is not noted: {}", error.what());
     }

@@ -24,6 +24,9 @@ constexpr std::array<std::pair<State, const char*>, 5> kNames{{{State::running, 
                                                                {State::failed, "failed"},
                                                                {State::lost, "lost"}}};
 
+// No number of a status file is larger, losses aside.
+constexpr double kMost = 1e15;
+
 ordered_json or_null(const std::optional<double>& value) {
   return value && std::isfinite(*value) ? ordered_json(*value) : ordered_json();
 }
@@ -33,11 +36,27 @@ std::optional<double> number(const json& object, const char* key) {
   return value.is_null() ? std::nullopt : std::optional(value.get<double>());
 }
 
-int64_t unix_now() {
-  return std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+// Of seconds or a rate.
+std::optional<double> amount(const json& object, const char* key) {
+  const auto value = number(object, key);
+  if (value && std::abs(*value) > kMost) throw DataError("'{}' cannot be {}", key, *value);
+  return value;
+}
+
+// Of steps, or unix seconds.
+int64_t count(const json& object, const char* key) {
+  const json& value = object.at(key);
+  const int64_t whole = value.is_number_integer() ? value.get<int64_t>() : -1;
+  if (whole < 0 || whole > static_cast<int64_t>(kMost))
+    throw DataError("'{}' cannot be {}", key, value.dump(-1, ' ', true));
+  return whole;
 }
 
 }  // namespace
+
+int64_t unix_now() {
+  return std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+}
 
 std::string_view name(State state) {
   for (const auto& [value, text] : kNames) {
@@ -87,20 +106,20 @@ RunStatus run_status_from_json(const json& object) {
     if (known == kNames.end()) throw DataError("unknown state '{}'", state);
     s.state = known->first;
     if (!object.at("reason").is_null()) s.reason = object["reason"];
-    s.step = object.at("step"), s.steps = object.at("steps");
+    s.step = count(object, "step"), s.steps = count(object, "steps");
     s.loss = number(object, "loss"), s.validation_loss = number(object, "validation_loss");
-    s.tokens_per_second = number(object, "tokens_per_second");
-    s.seconds_left = number(object, "seconds_left");
-    s.time_limit_left = number(object, "time_limit_left");
+    s.tokens_per_second = amount(object, "tokens_per_second");
+    s.seconds_left = amount(object, "seconds_left");
+    s.time_limit_left = amount(object, "time_limit_left");
     if (const json& last = object.at("last_checkpoint"); !last.is_null()) {
-      s.last_checkpoint = {last.at("step").get<int64_t>(), last.at("time").get<int64_t>()};
+      s.last_checkpoint = {count(last, "step"), count(last, "time")};
     }
     for (const json& worker : object.at("workers")) {
       if (worker.at("slow")) s.slow_workers.push_back(static_cast<int>(s.hosts.size()));
       s.hosts.push_back(worker.at("host"));
     }
     s.warnings = object.at("warnings").get<std::vector<std::string>>();
-    s.heartbeat = object.at("heartbeat");
+    s.heartbeat = count(object, "heartbeat");
     s.holder = holder_from_json(object);
     s.version = object.at("version");
   } catch (const json::exception& error) {
@@ -140,7 +159,7 @@ void StatusFile::write() {
   std::string text;
   update([&](RunStatus& status) {
     status.heartbeat = unix_now();
-    text = to_json(status).dump() + "\n";
+    text = to_json(status).dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
   });
   write_file_atomically(file_, text);
 }
@@ -154,7 +173,7 @@ void StatusFile::end(State state, const std::string& reason) noexcept {
   });
   try {
     write();
-  } catch (const DataError& error) {
+  } catch (const std::exception& error) {
     spdlog::warn("how the run ended is not noted: {}", error.what());
   }
 }

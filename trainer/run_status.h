@@ -39,6 +39,8 @@ struct RunStatus {
   std::string version;                    // of the program
 };
 
+int64_t unix_now();  // seconds
+
 std::string_view name(RunStatus::State state);
 nlohmann::ordered_json to_json(const RunStatus& status);
 // Throws DataError where a status file does not hold that.

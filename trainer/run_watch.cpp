@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "core/check.h"
 
@@ -13,10 +14,6 @@ std::string slow_text(const SlowWorkers::Slow& slow, const std::string& host) {
                      slow.rank, host, slow.seconds, slow.others_seconds);
 }
 
-int64_t unix_now() {
-  return std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
-}
-
 }  // namespace
 
 RunWatch::RunWatch(const TrainConfig& config, Progress& progress, StatusFile* status)
@@ -25,7 +22,13 @@ RunWatch::RunWatch(const TrainConfig& config, Progress& progress, StatusFile* st
 void RunWatch::update(const std::function<void(RunStatus&)>& change, bool now) {
   if (status_ == nullptr) return;
   status_->update(change);
-  if (now) status_->write();
+  if (!now) return;
+  try {
+    status_->write();
+  } catch (const DataError& error) {  // no reason to end a run
+    if (!std::exchange(warned_, true))
+      progress_.note(fmt::format("warning: the run's state is not noted: {}", error.what()));
+  }
 }
 
 void RunWatch::start(const std::vector<std::string>& hosts, int64_t step,

@@ -29,6 +29,8 @@ class RunWatch {
   void reported(const ProgressStatus& progress);
   void evaluated(const Evaluation& evaluation, double seconds);
   void saved(int64_t step, double seconds);
+  // Whether the run stops because of its time limit.
+  bool out_of_time() const { return stopping_; }
 
  private:
   using Clock = TimeLimit::Clock;
@@ -45,6 +47,7 @@ class RunWatch {
   SlowWorkers slow_workers_{0};
   int64_t first_step_ = 0;
   bool stopping_ = false;
+  bool warned_ = false;  // that the status cannot be written
 };
 
 }  // namespace lockstep

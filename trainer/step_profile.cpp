@@ -1,31 +1,25 @@
 #include "trainer/step_profile.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "comm/agreement.h"
 #include "core/text.h"
 #include "kernels/machine.h"
+#include "trainer/run_lease.h"
 
 namespace lockstep {
-namespace {
-
-std::string host_name() {
-  char name[256] = "";
-  gethostname(name, sizeof name - 1);
-  return name;
-}
-
-}  // namespace
 
 StepProfile::StepProfile(const TrainConfig& config, Communicator& communicator, int64_t first_step)
     : config_(config),
       communicator_(communicator),
+      wanted_(!config.profile.empty()),
       begin_(first_step + kWarmUpSteps),
       end_(begin_ + config.profile_steps) {
-  if (config.profile.empty()) return;
+  if (wanted_ && first_step > 0 && end_ > config.steps) wanted_ = false;
+  if (!wanted_) return;
   if (end_ > config.steps) {
     throw SharedError(
         ExitCode::usage,
@@ -50,9 +44,7 @@ StepProfile::StepProfile(const TrainConfig& config, Communicator& communicator, 
   communicator_.all_reduce(&memory_rate_, 1, ReduceOp::sum);
 }
 
-bool StepProfile::due(int64_t done) const {
-  return !config_.profile.empty() && (done == begin_ || done == end_);
-}
+bool StepProfile::due(int64_t done) const { return wanted_ && (done == begin_ || done == end_); }
 
 std::string StepProfile::turn(int64_t done, Stream& stream, double peak_flops) {
   if (!due(done)) return "";
@@ -67,7 +59,14 @@ std::string StepProfile::turn(int64_t done, Stream& stream, double peak_flops) {
 }
 
 std::string StepProfile::end(double peak_flops) {
-  if (!profile_) return "";
+  if (!profile_) {
+    if (!file_.is_open()) return "";
+    file_.close();  // the run ended before anything was recorded
+    std::error_code error;
+    if (std::filesystem::is_regular_file(config_.profile, error))
+      std::filesystem::remove(config_.profile, error);
+    return "";
+  }
   const std::vector<Track> tracks = profile_->finish();
   profile_.reset();
   communicator_.set_purpose("of profiles");
@@ -84,6 +83,7 @@ std::string StepProfile::end(double peak_flops) {
 
 std::vector<std::string> StepProfile::notes() const {
   if (config_.profile.empty()) return {};
+  if (!wanted_) return {"--profile: too few steps are left, there will be no profile"};
   return {fmt::format("steps {} to {} are profiled{}", begin_ + 1, end_,
                       config_.device == Device::cuda && config_.cuda_graph
                           ? ", without the CUDA graph, whose kernels cannot be timed one by one"

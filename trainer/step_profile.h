@@ -18,7 +18,7 @@ class StepProfile {
   static constexpr int64_t kWarmUpSteps = 2;
 
   // first_step: that the run starts behind. Throws SharedError when the file cannot be written or
-  // the run has too few steps left.
+  // the run has too few steps; one that goes on with too few left is not profiled.
   StepProfile(const TrainConfig& config, Communicator& communicator, int64_t first_step);
 
   // Between two steps, `done` of the run are done: whether turn() has something to do, for which
@@ -38,6 +38,7 @@ class StepProfile {
 
   const TrainConfig& config_;
   Communicator& communicator_;
+  bool wanted_;
   const int64_t begin_, end_;  // steps done
   std::ofstream file_;         // the first worker's
   double memory_rate_ = 0;     // bytes a second, of all workers together

@@ -90,6 +90,14 @@ TEST_F(RunLeaseTest, OfAProcessThatIsGoneItIsTakenOverAtOnce) {
   }
 }
 
+TEST_F(RunLeaseTest, WhatNoProgramWritesIsNotRead) {
+  auto json = to_json(this_process(""));
+  json["pid"] = -1, json["started"] = int64_t{1} << 62;
+  EXPECT_EQ(holder_from_json(json).pid, 0);
+  EXPECT_EQ(holder_from_json(json).since, 0);
+  EXPECT_EQ(is_alive(holder_from_json(json)), std::nullopt);
+}
+
 TEST_F(RunLeaseTest, OfAnotherMachineItIsRefusedAtTheNextBeat) {
   RunLease theirs(elsewhere(), kBeat, kStale);
   take(theirs, folder.path());

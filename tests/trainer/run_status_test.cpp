@@ -54,8 +54,13 @@ TEST(RunStatus, ADamagedFileIsAnError) {
   missing.erase("steps");
   auto other_kind = to_json(full());
   other_kind["workers"] = 3;
-  for (const std::string& content : {std::string(), std::string("{"), std::string("[]"),
-                                     other_state.dump(), missing.dump(), other_kind.dump()}) {
+  auto huge = to_json(full());
+  huge["tokens_per_second"] = 1e300;
+  auto late = to_json(full());
+  late["heartbeat"] = int64_t{-9'000'000'000'000'000'000};
+  for (const std::string& content :
+       {huge.dump(), late.dump(), std::string(), std::string("{"), std::string("[]"),
+        other_state.dump(), missing.dump(), other_kind.dump()}) {
     write_file_atomically(status_file(folder.path()), content);
     EXPECT_THROW(read_status(folder.path()), DataError) << content;
   }
@@ -76,6 +81,8 @@ TEST(StatusFile, IsWrittenOnceThereIsARun) {
   EXPECT_EQ(told->state, RunStatus::State::running);
   EXPECT_EQ(told->holder.job, "8");
   EXPECT_GT(told->heartbeat, 0);
+  status.end(RunStatus::State::failed, "not UTF-8: \xff");
+  EXPECT_EQ(read_status(folder.path())->state, RunStatus::State::failed);
   status.end(RunStatus::State::stopped, "why");
   EXPECT_EQ(read_status(folder.path())->state, RunStatus::State::stopped);
   EXPECT_EQ(read_status(folder.path())->reason, "why");
