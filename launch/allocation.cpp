@@ -341,17 +341,21 @@ std::string links_text(const json& workers) {
   const LinkRate normal = usual(links);
   std::string text = fmt::format(
       "links{}\n", links.front().between_hosts() ? " between the hosts' first workers" : "");
-  text += fmt::format("  {:<28}{}\n", "median", rate_text(normal));
+  const auto end = [&](const Link& link, const json& worker) {
+    return link.between_hosts() ? worker["host"].get<std::string>()
+                                : fmt::format("worker {}", worker["rank"].get<int>());
+  };
+  size_t width = 12;
+  for (const Link& link : links) {
+    width = std::max({width, end(link, link.a).size(), end(link, link.b).size()});
+  }
+  text += fmt::format("  {:<{}}  {}\n", "median", 2 * width + 2, rate_text(normal));
   if (links.size() > kHostsShown * (kHostsShown - 1) / 2) {
     return text + "  (--json has all; slow ones are named below)\n";
   }
   for (const Link& link : links) {
-    const auto end = [&](const json& worker) {
-      return link.between_hosts() ? worker["host"].get<std::string>()
-                                  : fmt::format("worker {}", worker["rank"].get<int>());
-    };
-    text += fmt::format("  {:<14}{:<14}{}{}\n", end(link.a), end(link.b), rate_text(link.rate),
-                        is_slow(link, normal) ? "  slow" : "");
+    text += fmt::format("  {:<{}}  {:<{}}  {}{}\n", end(link, link.a), width, end(link, link.b),
+                        width, rate_text(link.rate), is_slow(link, normal) ? "  slow" : "");
   }
   return text;
 }
