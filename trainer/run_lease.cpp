@@ -23,8 +23,6 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr const char* kName = "lease.json";
-
 // Process numbers mean something to those alone who share a kernel and a namespace of them.
 std::string machine_name() {
   std::string boot;
@@ -64,7 +62,7 @@ bool create_exclusively(const fs::path& path) {
   const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (descriptor >= 0) return ::close(descriptor) == 0;
   if (errno == EEXIST) return false;
-  throw DataError("{} cannot be made: {}; it keeps other programs out of the run", path.string(),
+  throw DataError("cannot write {}: {}; it keeps other programs out", path.string(),
                   std::strerror(errno));
 }
 
@@ -131,6 +129,10 @@ std::optional<bool> is_alive(const Holder& holder) {
          found->state != 'X';
 }
 
+Leased lease_of_run(const fs::path& run) {
+  return {run / "lease.json", "training in", run, "--run"};
+}
+
 RunLease::RunLease(Holder self, std::chrono::milliseconds beat, std::chrono::milliseconds stale)
     : self_(std::move(self)), beat_(beat), stale_(stale) {}
 
@@ -142,31 +144,35 @@ RunLease::~RunLease() {
   }
   ending_.notify_all();
   thread_.join();
-  if (ours()) ::unlink(file_.c_str());
+  if (ours()) ::unlink(leased_.file.c_str());
 }
 
-bool RunLease::try_take(const fs::path& run, std::function<void()> on_beat) {
+bool RunLease::try_take(const Leased& leased, std::function<void()> on_beat) {
   if (thread_.joinable()) return true;
-  file_ = run / kName;
+  leased_ = leased;
   if (!create() && !replace_dead_one()) return false;
   thread_ = std::thread([this, on_beat = std::move(on_beat)] { beat_on(on_beat); });
   return true;
 }
 
 bool RunLease::create() {
-  if (!create_exclusively(file_)) return false;
-  write_file_atomically(file_, text());
+  if (!create_exclusively(leased_.file)) return false;
+  try {
+    write_file_atomically(leased_.file, text());
+  } catch (...) {  // such as a full disk: the next start need not wait for this one
+    ::unlink(leased_.file.c_str());
+    throw;
+  }
   return true;
 }
 
 bool RunLease::replace_dead_one() {
-  const std::string content = content_of(file_);
+  const std::string content = content_of(leased_.file);
   const Holder other = holder_in(content);
   const std::optional<bool> alive = is_alive(other);
   if (alive == true || (watched_ && content != *watched_)) {
-    throw UsageError(
-        "another program is training in {} right now: {}; stop it, or choose another --run",
-        file_.parent_path().string(), describe(other));
+    throw UsageError("another program is {} {} right now: {}; stop it, or choose another {}",
+                     leased_.doing, leased_.what.string(), describe(other), leased_.option);
   }
   const auto now = std::chrono::steady_clock::now();
   if (!alive && !watched_) {
@@ -177,14 +183,14 @@ bool RunLease::replace_dead_one() {
 
   // Of several who come here at once, one replaces this very lease: who has made the claim.
   const fs::path claim =
-      fmt::format("{}.after-{:016x}", file_.string(), std::hash<std::string>()(content));
+      fmt::format("{}.after-{:016x}", leased_.file.string(), std::hash<std::string>()(content));
   if (!create_exclusively(claim)) {
     if (!claimed_since_) claimed_since_ = now;
     if (now - *claimed_since_ >= stale_) ::unlink(claim.c_str());  // who made it died there
     return false;
   }
-  const bool unchanged = content_of(file_) == content;
-  if (unchanged) write_file_atomically(file_, text());
+  const bool unchanged = content_of(leased_.file) == content;
+  if (unchanged) write_file_atomically(leased_.file, text());
   ::unlink(claim.c_str());
   if (unchanged) taken_over_from_ = describe(other);
   return unchanged;
@@ -196,7 +202,7 @@ std::string RunLease::text() const {
   return object.dump() + "\n";
 }
 
-bool RunLease::ours() const { return holder_in(content_of(file_)).token == self_.token; }
+bool RunLease::ours() const { return holder_in(content_of(leased_.file)).token == self_.token; }
 
 void RunLease::beat_on(const std::function<void()>& on_beat) {
   std::unique_lock lock(mutex_);
@@ -206,11 +212,11 @@ void RunLease::beat_on(const std::function<void()>& on_beat) {
     beats_++;
     try {
       lost_ = lost_ || !ours();
-      if (!lost_) write_file_atomically(file_, text());
+      if (!lost_) write_file_atomically(leased_.file, text());
       on_beat();
     } catch (const DataError& error) {  // such as a full disk, of which the next save will tell
       if (!std::exchange(warned, true))
-        spdlog::warn("the run's state is not noted: {}", error.what());
+        spdlog::warn("no sign of life of this program: {}", error.what());
     }
     lock.lock();
   }
@@ -221,7 +227,7 @@ void RunLease::check() const {
   throw UsageError(
       "another program has taken over {}: {}; this one was not heard of for too long, or {} was "
       "removed",
-      file_.parent_path().string(), describe(holder_in(content_of(file_))), file_.string());
+      leased_.what.string(), describe(holder_in(content_of(leased_.file))), leased_.file.string());
 }
 
 }  // namespace lockstep
