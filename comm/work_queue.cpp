@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstring>
 #include <deque>
 #include <exception>
@@ -24,7 +25,7 @@ constexpr int kCallTag = 1, kAnswerTag = 2;
 constexpr char kOperation[] = "handing out work";
 // Between looks for a message: an item takes far longer.
 constexpr std::chrono::microseconds kPause{100};
-// Between two signs of life of a worker that has nothing to say.
+// Between two signs of life of a worker, or less where the deadline is short.
 constexpr std::chrono::milliseconds kSignOfLife{500};
 
 enum class Kind : int32_t { take, put, alive, finished };
@@ -60,16 +61,23 @@ class WorkQueue::Implementation {
     if (size_ == 1) return;
     CHECK_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &communicator_), kOperation);
     CHECK_MPI(MPI_Comm_set_errhandler(communicator_, MPI_ERRORS_RETURN), kOperation);
-    if (rank_ != 0) return;
-    peers_.resize(static_cast<size_t>(size_));
-    server_ = std::thread([this] { serve(); });
+    buffers_->peers.resize(static_cast<size_t>(size_));
+    thread_ = rank_ == 0 ? std::thread([this] { serve(); })
+                         : std::thread([this] { give_signs_of_life(); });
   }
 
   ~Implementation() {
     abandoned_ = true;
-    if (server_.joinable()) server_.join();
-    // Freeing is collective: after a failure the peers may never come to it.
-    if (communicator_ != MPI_COMM_NULL && left_in_order_) MPI_Comm_free(&communicator_);
+    end_signs_of_life();
+    if (thread_.joinable()) thread_.join();
+    if (communicator_ == MPI_COMM_NULL) return;
+    if (left_in_order_) {
+      MPI_Comm_free(&communicator_);
+    } else {
+      // Freeing is collective, and the peers may never come to it. MPI may still read and write the
+      // buffers, so they stay, too.
+      static_cast<void>(buffers_.release());
+    }
   }
 
   std::optional<size_t> take() {
@@ -85,15 +93,15 @@ class WorkQueue::Implementation {
 
   bool stopped() {
     see_request();
-    if (rank_ == 0) {
-      throw_failure();
-    } else if (Clock::now() - last_call_ > kSignOfLife) {
-      call(Kind::alive);
-    }
+    throw_failure();
     return stop_;
   }
 
   void finish() {
+    if (rank_ != 0 && thread_.joinable()) {  // the calls from here on are signs enough
+      end_signs_of_life();
+      thread_.join();
+    }
     while (!may_leave()) {
       std::this_thread::sleep_for(10 * kPause);
       see_request();
@@ -112,7 +120,15 @@ class WorkQueue::Implementation {
     return over() && left_ == size_ - 1;
   }
 
-  // --- At rank 0 ---
+  void fail() {
+    const std::lock_guard lock(mutex_);
+    failure_ = std::current_exception();
+  }
+
+  void throw_failure() {
+    const std::lock_guard lock(mutex_);
+    if (failure_) std::rethrow_exception(failure_);
+  }
 
   struct Peer {
     Clock::time_point heard = Clock::now();
@@ -120,6 +136,13 @@ class WorkQueue::Implementation {
     MPI_Request sent = MPI_REQUEST_NULL;
     bool left = false;
   };
+  // What requests of MPI that are under way point to.
+  struct Buffers {
+    std::string call;
+    std::vector<Peer> peers;  // at rank 0, by rank; the server's
+  };
+
+  // --- At rank 0 ---
 
   int64_t take_here() {
     throw_failure();
@@ -143,11 +166,6 @@ class WorkQueue::Implementation {
     return stop_ || unfinished_ == 0;
   }
 
-  void throw_failure() {
-    const std::lock_guard lock(mutex_);
-    if (failure_) std::rethrow_exception(failure_);
-  }
-
   // The server's thread: ends when every worker has left, or with a failure, which the next call
   // of rank 0 throws.
   void serve() {
@@ -159,8 +177,7 @@ class WorkQueue::Implementation {
         }
       }
     } catch (...) {
-      const std::lock_guard lock(mutex_);
-      failure_ = std::current_exception();
+      fail();
     }
   }
 
@@ -173,13 +190,14 @@ class WorkQueue::Implementation {
     if (there == 0) return false;
     CHECK_MPI(MPI_Get_count(&status, MPI_BYTE, &bytes), kOperation);
     CHECK(bytes >= static_cast<int>(sizeof(Call)));
-    std::string text(static_cast<size_t>(bytes), '\0');
+    std::string& text = buffers_->call;
+    text.resize(static_cast<size_t>(bytes));
     MPI_Request received = MPI_REQUEST_NULL;
     CHECK_MPI(MPI_Imrecv(text.data(), bytes, MPI_BYTE, &message, &received), kOperation);
     wait(received, status.MPI_SOURCE);
     Call call{};
     std::memcpy(&call, text.data(), sizeof(call));
-    Peer& peer = peers_[static_cast<size_t>(status.MPI_SOURCE)];
+    Peer& peer = buffers_->peers[static_cast<size_t>(status.MPI_SOURCE)];
     peer.heard = Clock::now();
     if (call.stop != 0) stop_ = true;
     peer.answer.item = call.kind == Kind::take ? take_here() : -1;
@@ -203,7 +221,7 @@ class WorkQueue::Implementation {
     std::vector<int> silent;
     double longest = 0;
     for (int rank = 1; rank < size_; rank++) {
-      const Peer& peer = peers_[static_cast<size_t>(rank)];
+      const Peer& peer = buffers_->peers[static_cast<size_t>(rank)];
       if (peer.left || seconds_since(peer.heard) <= deadline_s_) continue;
       silent.push_back(rank);
       longest = std::max(longest, seconds_since(peer.heard));
@@ -215,10 +233,48 @@ class WorkQueue::Implementation {
 
   // --- At the others ---
 
+  // A thread of its own: the worker may compute for longer than the deadline. A failure is for the
+  // worker's next call.
+  void give_signs_of_life() {
+    const auto period =
+        std::min<Clock::duration>(kSignOfLife, std::chrono::duration_cast<Clock::duration>(
+                                                   std::chrono::duration<double>(deadline_s_ / 4)));
+    try {
+      std::unique_lock lock(signs_mutex_);
+      while (!signs_ending_.wait_for(lock, period, [&] { return signs_end_; })) {
+        lock.unlock();
+        call(Kind::alive);
+        lock.lock();
+      }
+    } catch (...) {  // call has noted it
+    }
+  }
+
+  void end_signs_of_life() {
+    {
+      const std::lock_guard lock(signs_mutex_);
+      signs_end_ = true;
+    }
+    signs_ending_.notify_all();
+  }
+
+  // One at a time: the worker's own and the signs of life.
   Answer call(Kind kind, int64_t item = -1, const std::string& result = "") {
+    const std::lock_guard lock(calling_);
+    throw_failure();
+    try {
+      return ask(kind, item, result);
+    } catch (...) {
+      fail();
+      throw;
+    }
+  }
+
+  Answer ask(Kind kind, int64_t item, const std::string& result) {
     const Call what{kind, stop_ ? 1 : 0, item};
-    const std::string message =
-        std::string(reinterpret_cast<const char*>(&what), sizeof(what)) + result;
+    std::string& message = buffers_->call;
+    message.assign(reinterpret_cast<const char*>(&what), sizeof(what));
+    message += result;
     CHECK(message.size() < (size_t{1} << 30), "a result of {} bytes", result.size());
     MPI_Request sent = MPI_REQUEST_NULL;
     CHECK_MPI(MPI_Isend(message.data(), static_cast<int>(message.size()), MPI_BYTE, 0, kCallTag,
@@ -228,6 +284,7 @@ class WorkQueue::Implementation {
     for (int there = 0; there == 0;) {
       CHECK_MPI(MPI_Iprobe(0, kAnswerTag, communicator_, &there, MPI_STATUS_IGNORE), kOperation);
       if (there != 0) break;
+      throw_if_abandoned();
       if (seconds_since(start) > deadline_s_) throw_silent(seconds_since(start), "worker 0");
       std::this_thread::sleep_for(kPause);
     }
@@ -236,7 +293,6 @@ class WorkQueue::Implementation {
                        MPI_STATUS_IGNORE),
               kOperation);
     wait(sent, 0);
-    last_call_ = Clock::now();
     if (answer.stopped != 0) stop_ = true;
     return answer;
   }
@@ -247,12 +303,17 @@ class WorkQueue::Implementation {
     const Clock::time_point start = Clock::now();
     for (int done = 0;;) {
       CHECK_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), kOperation);
-      if (done != 0 || abandoned_) return;
+      if (done != 0) return;
+      throw_if_abandoned();
       if (seconds_since(start) > deadline_s_) {
         throw_silent(seconds_since(start), fmt::format("worker {}", peer));
       }
       std::this_thread::sleep_for(kPause);
     }
+  }
+
+  void throw_if_abandoned() const {
+    if (abandoned_) throw DeviceError("{}: given up", kOperation);
   }
 
   [[noreturn]] static void throw_silent(double seconds, const std::string& workers) {
@@ -268,20 +329,23 @@ class WorkQueue::Implementation {
   MPI_Comm communicator_ = MPI_COMM_NULL;
   std::atomic<bool> stop_{false};  // seen here, or heard of
   bool left_in_order_ = false;
+  std::unique_ptr<Buffers> buffers_ = std::make_unique<Buffers>();
 
   // At the others.
-  Clock::time_point last_call_ = Clock::now();
+  std::mutex calling_, signs_mutex_;
+  std::condition_variable signs_ending_;
+  bool signs_end_ = false;
 
-  // At rank 0. The mutex guards items_, unfinished_, failure_ and calls of on_result_.
+  // At rank 0, but for failure_. The mutex guards items_, unfinished_, failure_ and calls of
+  // on_result_.
   std::mutex mutex_;
   std::deque<size_t> items_;
   size_t unfinished_;
   const OnResult on_result_;
   std::exception_ptr failure_;
-  std::vector<Peer> peers_;  // by rank; the server's
   std::atomic<int> left_{0};
   std::atomic<bool> abandoned_{false};
-  std::thread server_;
+  std::thread thread_;  // the server's, or that of the signs of life
 };
 
 WorkQueue::WorkQueue(MpiSession* session, const std::vector<size_t>& items, OnResult on_result,

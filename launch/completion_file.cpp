@@ -1,7 +1,7 @@
 #include "launch/completion_file.h"
 
 #include <fcntl.h>
-#include <sys/file.h>
+#include <spdlog/spdlog.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,11 +10,13 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <thread>
 #include <utility>
 
 #include "core/check.h"
 #include "core/file.h"
 #include "data/shard.h"
+#include "launch/time_limit.h"
 
 namespace lockstep::launch {
 namespace {
@@ -56,11 +58,13 @@ CompletionFile::CompletionFile(fs::path output, Work work, size_t count)
     : output_(std::move(output)),
       journal_(output_.string() + ".partial"),
       work_(std::move(work)),
+      lease_(this_process(slurm_job())),
       places_(count) {}
 
 std::unique_ptr<CompletionFile> CompletionFile::open(const fs::path& output, const Work& work,
                                                      size_t count) {
   std::unique_ptr<CompletionFile> file(new CompletionFile(output, work, count));
+  file->take_lease();
   file->open_journal();
   file->read_journal();
   if (!fs::exists(output)) return file;
@@ -77,27 +81,30 @@ std::unique_ptr<CompletionFile> CompletionFile::open(const fs::path& output, con
 
 CompletionFile::~CompletionFile() {
   if (descriptor_ < 0) return;
-  if (size_ == 0) ::unlink(journal_.c_str());
+  if (size_ == 0 && !lease_.lost()) ::unlink(journal_.c_str());
   ::close(descriptor_);
 }
 
-// Opens and locks it. The lock goes with the process, however that ends.
+// Another machine's may have to be watched for a while.
+void CompletionFile::take_lease() {
+  const Leased leased{journal_.string() + ".lease", "writing", output_, "--output"};
+  for (bool told = false; !lease_.try_take(leased, [] {});) {
+    if (!std::exchange(told, true)) {
+      spdlog::info("{} was left locked by another machine: watching for a sign of life for {} s",
+                   output_.string(), RunLease::kStale.count());
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  }
+  if (!lease_.taken_over_from().empty()) {
+    spdlog::info("{} was held by {}, which is gone: taking over", output_.string(),
+                 lease_.taken_over_from());
+  }
+}
+
 void CompletionFile::open_journal() {
-  struct stat status {};
-  do {  // until it is not one that another program has just removed
-    if (descriptor_ >= 0) ::close(descriptor_);
-    descriptor_ = ::open(journal_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-    if (descriptor_ < 0 || ::fstat(descriptor_, &status) != 0) {
-      throw DataError("cannot write {}: {}", journal_.string(), std::strerror(errno));
-    }
-    if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-      ::close(std::exchange(descriptor_, -1));
-      throw UsageError(
-          "another program is writing {} right now; wait for it, or choose another --output",
-          output_.string());
-    }
-    ::fstat(descriptor_, &status);
-  } while (status.st_nlink == 0);
+  descriptor_ = ::open(journal_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (descriptor_ >= 0) return;
+  throw DataError("cannot write {}: {}", journal_.string(), std::strerror(errno));
 }
 
 void CompletionFile::read_journal() {
@@ -167,7 +174,20 @@ bool CompletionFile::is_output_of_work() const {
   return lines == places_.size() && content.ends_with('\n');
 }
 
+// Who was held up for long may have lost the lease, and the journal, without having been told yet.
+void CompletionFile::check_ours() const {
+  lease_.check();
+  struct stat status {};
+  if (::fstat(descriptor_, &status) == 0 && status.st_nlink > 0 &&
+      static_cast<size_t>(status.st_size) == size_) {
+    return;
+  }
+  throw DataError("{} was changed by another program; see that none writes it, and start again",
+                  journal_.string());
+}
+
 void CompletionFile::add(size_t index, const std::string& completion) {
+  check_ours();
   const std::string header = size_ == 0 ? header_of(work_) : "", before = beginning(index);
   const Place place{size_ + header.size() + before.size(), completion.size()};
   append(header + before + completion + "}\n");
@@ -195,6 +215,7 @@ void CompletionFile::append(const std::string& text) {
 
 void CompletionFile::finish() {
   CHECK(all_done());
+  check_ours();
   std::string content;
   {
     const std::string journal = read_file(journal_);

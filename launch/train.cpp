@@ -137,7 +137,7 @@ void take(RunLease& lease, const TrainOptions& options, StatusFile& status, Comm
     waiting = 0;
     run_together(world, [&] {
       if (world.rank() != 0 || !std::filesystem::is_directory(options.run)) return;
-      if (lease.try_take(options.run, [&] { status.write(); })) return;
+      if (lease.try_take(lease_of_run(options.run), [&] { status.write(); })) return;
       waiting = 1;
       if (!std::exchange(told, true)) {
         spdlog::info("{} was left locked by another machine: watching for a sign of life for {} s",
@@ -283,7 +283,8 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   if (device == Device::cuda) check_gpu_memory(config, *session);
   const auto accepted = [&] {
     if (!first) return;
-    if (!lease.try_take(options.run, [&] { status->write(); })) {  // of a run that has begun now
+    if (!lease.try_take(lease_of_run(options.run),
+                        [&] { status->write(); })) {  // of a run that has begun now
       throw UsageError("another program has begun to train in {} just now; choose another --run",
                        options.run.string());
     }

@@ -25,7 +25,6 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr const char* kName = "lease.json";
 constexpr int64_t kLastTime = 253402300799;  // the end of the year 9999
 
 // Process numbers mean something to those alone who share a kernel and a namespace of them. Empty:
@@ -69,7 +68,7 @@ bool create_exclusively(const fs::path& path) {
   const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (descriptor >= 0) return ::close(descriptor) == 0;
   if (errno == EEXIST) return false;
-  throw DataError("{} cannot be made: {}; it keeps other programs out of the run", path.string(),
+  throw DataError("cannot write {}: {}; it keeps other programs out", path.string(),
                   std::strerror(errno));
 }
 
@@ -144,6 +143,10 @@ std::optional<bool> is_alive(const Holder& holder) {
   return found->start == holder.process_start && found->state != 'Z' && found->state != 'X';
 }
 
+Leased lease_of_run(const fs::path& run) {
+  return {run / "lease.json", "training in", run, "--run"};
+}
+
 RunLease::RunLease(Holder self, std::chrono::milliseconds beat, std::chrono::milliseconds stale)
     : self_(std::move(self)), beat_(beat), stale_(stale) {}
 
@@ -156,39 +159,38 @@ RunLease::~RunLease() {
   ending_.notify_all();
   thread_.join();
   try {
-    if (ours()) ::unlink(file_.c_str());
+    if (ours()) ::unlink(leased_.file.c_str());
   } catch (const std::exception& error) {
-    spdlog::warn("{} is left behind: {}", file_.string(), error.what());
+    spdlog::warn("{} is left behind: {}", leased_.file.string(), error.what());
   }
 }
 
-bool RunLease::try_take(const fs::path& run, std::function<void()> on_beat) {
+bool RunLease::try_take(const Leased& leased, std::function<void()> on_beat) {
   if (thread_.joinable()) return true;
-  file_ = run / kName;
+  leased_ = leased;
   if (!create() && !replace_dead_one()) return false;
   thread_ = std::thread([this, on_beat = std::move(on_beat)] { beat_on(on_beat); });
   return true;
 }
 
 bool RunLease::create() {
-  if (!create_exclusively(file_)) return false;
+  if (!create_exclusively(leased_.file)) return false;
   try {
-    write_file_atomically(file_, text());
-  } catch (...) {
-    ::unlink(file_.c_str());
+    write_file_atomically(leased_.file, text());
+  } catch (...) {  // such as a full disk: the next start need not wait for this one
+    ::unlink(leased_.file.c_str());
     throw;
   }
   return true;
 }
 
 bool RunLease::replace_dead_one() {
-  const std::string content = content_of(file_);
+  const std::string content = content_of(leased_.file);
   const Holder other = holder_in(content);
   const std::optional<bool> alive = is_alive(other);
   if (alive == true || (watched_ && content != *watched_)) {
-    throw UsageError(
-        "another program is training in {} right now: {}; stop it, or choose another --run",
-        file_.parent_path().string(), describe(other));
+    throw UsageError("another program is {} {} right now: {}; stop it, or choose another {}",
+                     leased_.doing, leased_.what.string(), describe(other), leased_.option);
   }
   const auto now = std::chrono::steady_clock::now();
   if (!alive && !watched_) {
@@ -199,14 +201,14 @@ bool RunLease::replace_dead_one() {
 
   // Of several who come here at once, one replaces this very lease: who has made the claim.
   const fs::path claim =
-      fmt::format("{}.after-{:016x}", file_.string(), std::hash<std::string>()(content));
+      fmt::format("{}.after-{:016x}", leased_.file.string(), std::hash<std::string>()(content));
   if (!create_exclusively(claim)) {
     if (!claimed_since_) claimed_since_ = now;
     if (now - *claimed_since_ >= stale_) ::unlink(claim.c_str());  // who made it died there
     return false;
   }
-  const bool unchanged = content_of(file_) == content;
-  if (unchanged) write_file_atomically(file_, text());
+  const bool unchanged = content_of(leased_.file) == content;
+  if (unchanged) write_file_atomically(leased_.file, text());
   ::unlink(claim.c_str());
   if (unchanged) taken_over_from_ = describe(other);
   return unchanged;
@@ -221,8 +223,8 @@ std::string RunLease::text() const {
 // Throws DataError where it cannot be read, as on a network disk now and then: that says nothing.
 bool RunLease::ours() const {
   std::error_code error;
-  if (!fs::exists(file_, error) && !error) return false;
-  return holder_in(read_file(file_)).token == self_.token;
+  if (!fs::exists(leased_.file, error) && !error) return false;
+  return holder_in(read_file(leased_.file)).token == self_.token;
 }
 
 void RunLease::beat_on(const std::function<void()>& on_beat) {
@@ -233,11 +235,11 @@ void RunLease::beat_on(const std::function<void()>& on_beat) {
     beats_++;
     try {
       lost_ = lost_ || !ours();
-      if (!lost_) write_file_atomically(file_, text());
+      if (!lost_) write_file_atomically(leased_.file, text());
       on_beat();
     } catch (const std::exception& error) {  // such as a full disk: the next save will tell
       if (!std::exchange(warned, true))
-        spdlog::warn("the run's state is not noted: {}", error.what());
+        spdlog::warn("no sign of life of this program: {}", error.what());
     }
     lock.lock();
   }
@@ -248,7 +250,7 @@ void RunLease::check() const {
   throw UsageError(
       "another program has taken over {}: {}; this one was not heard of for too long, or {} was "
       "removed",
-      file_.parent_path().string(), describe(holder_in(content_of(file_))), file_.string());
+      leased_.what.string(), describe(holder_in(content_of(leased_.file))), leased_.file.string());
 }
 
 }  // namespace lockstep

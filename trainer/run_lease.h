@@ -14,7 +14,7 @@
 
 namespace lockstep {
 
-// A process that trains in a run folder, as others must know it.
+// A process that holds a lease, as others must know it.
 struct Holder {
   std::string token;    // of this start alone, random
   std::string host;     // for people
@@ -34,12 +34,22 @@ std::string describe(const Holder& holder);           // "process 17 on node3, j
 // Whether the process is there; none: this machine cannot tell of another.
 std::optional<bool> is_alive(const Holder& holder);
 
-// Keeps a second program from training in a run folder, on this host or on another that shares the
-// file system, whose locks (flock, fcntl) need not reach from host to host: RUN/lease.json is
-// created exclusively, names its holder, and is rewritten every kBeat with another number. It is
-// given up on destruction. A lease whose holder died is taken over: at once where that can be seen,
-// and where the holder is another machine's when kStale has passed without a beat, by the clock of
-// the one who waits.
+// What one program at a time may do.
+struct Leased {
+  std::filesystem::path file;  // of the lease; its folder must be there
+  std::string doing;           // "training in", with `what` behind it
+  std::filesystem::path what;
+  std::string option;  // that chooses another
+};
+
+Leased lease_of_run(const std::filesystem::path& run);  // RUN/lease.json
+
+// Keeps a second program from doing the same (training in a run folder, writing a file), on this
+// host or on another that shares the file system, whose locks (flock, fcntl) need not reach from
+// host to host: the lease's file is created exclusively, names its holder, and is rewritten every
+// kBeat with another number. It is given up on destruction. A lease whose holder died is taken
+// over: at once where that can be seen, and where the holder is another machine's when kStale has
+// passed without a beat, by the clock of the one who waits.
 class RunLease {
  public:
   static constexpr std::chrono::seconds kBeat{5}, kStale{60};
@@ -52,9 +62,8 @@ class RunLease {
 
   // True when the lease is held, by this call or an earlier one; false while it cannot be told
   // whether another's is alive: to be called again, until it can. Throws UsageError when another
-  // program holds it. The folder must be there. `on_beat` is called at every beat, by the thread of
-  // the lease.
-  bool try_take(const std::filesystem::path& run, std::function<void()> on_beat);
+  // program holds it. `on_beat` is called at every beat, by the thread of the lease.
+  bool try_take(const Leased& leased, std::function<void()> on_beat);
 
   // Throws UsageError once another program has taken the lease over, as it does when no beat came
   // through for so long that this one seemed dead.
@@ -74,7 +83,7 @@ class RunLease {
 
   const Holder self_;
   const std::chrono::milliseconds beat_, stale_;
-  std::filesystem::path file_;
+  Leased leased_;
   std::string taken_over_from_;
 
   std::optional<std::string> watched_;  // another machine's lease, as it was first seen

@@ -23,7 +23,7 @@ constexpr milliseconds kBeat{5}, kStale{100};
 
 // Takes it, or waits until it can.
 void take(RunLease& lease, const std::filesystem::path& run) {
-  while (!lease.try_take(run, [] {})) std::this_thread::sleep_for(milliseconds(2));
+  while (!lease.try_take(lease_of_run(run), [] {})) std::this_thread::sleep_for(milliseconds(2));
 }
 
 std::string refusal(RunLease& lease, const std::filesystem::path& run) {
@@ -54,8 +54,8 @@ struct RunLeaseTest : testing::Test {
 TEST_F(RunLeaseTest, IsOneProgramsUntilItGoes) {
   {
     RunLease one(this_process("17"), kBeat, kStale), two(this_process(""), kBeat, kStale);
-    EXPECT_TRUE(one.try_take(folder.path(), [] {}));
-    EXPECT_TRUE(one.try_take(folder.path(), [] {})) << "it has it";
+    EXPECT_TRUE(one.try_take(lease_of_run(folder.path()), [] {}));
+    EXPECT_TRUE(one.try_take(lease_of_run(folder.path()), [] {})) << "it has it";
     EXPECT_THAT(refusal(two, folder.path()),
                 AllOf(HasSubstr("is training in"), HasSubstr("job 17"), HasSubstr(host_name()),
                       HasSubstr(fmt::format("process {}", ::getpid()))));
@@ -63,7 +63,7 @@ TEST_F(RunLeaseTest, IsOneProgramsUntilItGoes) {
   }
   EXPECT_FALSE(std::filesystem::exists(file()));
   RunLease three(this_process(""), kBeat, kStale);
-  EXPECT_TRUE(three.try_take(folder.path(), [] {}));
+  EXPECT_TRUE(three.try_take(lease_of_run(folder.path()), [] {}));
   EXPECT_EQ(three.taken_over_from(), "");
 }
 
@@ -84,7 +84,7 @@ TEST_F(RunLeaseTest, OfAProcessThatIsGoneItIsTakenOverAtOnce) {
   for (const Holder& holder : {dead, reused}) {
     leave(holder);
     RunLease lease(this_process(""), kBeat, std::chrono::hours(1));
-    EXPECT_TRUE(lease.try_take(folder.path(), [] {}));
+    EXPECT_TRUE(lease.try_take(lease_of_run(folder.path()), [] {}));
     EXPECT_THAT(lease.taken_over_from(), HasSubstr(std::to_string(holder.pid)));
     lease.check();
   }
@@ -111,7 +111,7 @@ TEST_F(RunLeaseTest, OfAnotherMachineItIsTakenOverWithoutABeat) {
        {to_json(elsewhere()).dump(), std::string(), std::string("?")}) {
     write_file_atomically(file(), content);
     RunLease ours(this_process(""), kBeat, kStale);
-    EXPECT_FALSE(ours.try_take(folder.path(), [] {}));
+    EXPECT_FALSE(ours.try_take(lease_of_run(folder.path()), [] {}));
     EXPECT_EQ(read_file(file()), content) << "left alone so far";
     const auto start = std::chrono::steady_clock::now();
     take(ours, folder.path());
@@ -124,7 +124,7 @@ TEST_F(RunLeaseTest, OfAnotherMachineItIsTakenOverWithoutABeat) {
 TEST_F(RunLeaseTest, WhoLostItIsTold) {
   RunLease lease(this_process(""), kBeat, kStale);
   std::atomic<int> beats = 0;
-  EXPECT_TRUE(lease.try_take(folder.path(), [&] { beats++; }));
+  EXPECT_TRUE(lease.try_take(lease_of_run(folder.path()), [&] { beats++; }));
   leave(elsewhere());
   for (const int now = beats; beats < now + 2;) std::this_thread::sleep_for(kBeat);
   EXPECT_TRUE(lease.lost());

@@ -1,8 +1,5 @@
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <thread>
@@ -65,6 +62,55 @@ std::string whole() {
 // `fails`, else the system ends the program in the middle of a line.
 std::string small_files(bool fails) {
   return std::string(fails ? "trap '' XFSZ; " : "") + "ulimit -f 4";
+}
+
+// Four prompts, of which one takes long.
+Arguments slow_arguments(const fs::path& output) {
+  const fs::path model = world.path("slow_many");
+  if (!fs::exists(model)) {
+    const Result made =
+        run({"train", "--data",       world.data(), "--run",         model, "--layers",
+             "2",     "--heads",      "2",          "--hidden-size", "64",  "--context-length",
+             "4000",  "--batch-size", "1",          "--steps",       "1",   "--virtual-workers",
+             "1",     "--precision",  "fp32"});
+    EXPECT_EQ(made.code, 0) << made.err;
+  }
+  const fs::path file = world.write(
+      "slow_many.jsonl",
+      "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n{\"prompt\": \"The\", \"max_tokens\": 3000}\n"
+      "{\"prompt\": \"c\"}\n");
+  return {"generate",
+          "--checkpoint",
+          model,
+          "--precision",
+          "fp32",
+          "--prompt-file",
+          file,
+          "--threads",
+          "1",
+          "--max-tokens",
+          "4",
+          "--forbid",
+          "<|endoftext|>",
+          "--output",
+          output};
+}
+
+// What one worker writes undisturbed.
+std::string slow_whole() {
+  const fs::path output = world.path("slow_whole.jsonl");
+  if (!fs::exists(output)) {
+    const Result result = run(slow_arguments(output));
+    EXPECT_EQ(result.code, 0) << result.err;
+  }
+  return read_text(output);
+}
+
+// Until the short ones are done.
+void wait_for_three(Process& process, const fs::path& output) {
+  while (process.running() && lines_of(read_text(journal(output))).size() < 4) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
 }
 
 struct ManyPrompts : testing::Test {
@@ -174,15 +220,22 @@ TEST_F(ManyPrompts, AJournalOfOtherWorkIsRefused) {
 }
 
 TEST_F(ManyPrompts, TwoProgramsCannotWriteOneFile) {
-  const fs::path output = world.path("shared.jsonl");
-  const int file = ::open(journal(output).c_str(), O_RDWR | O_CREAT, 0644);
-  ASSERT_EQ(::flock(file, LOCK_EX), 0);
-  for (const int workers : {0, 2}) {
-    expect_error(run(arguments(output), {.workers = workers}), 2,
-                 {"another program is writing", "shared.jsonl right now", "another --output"});
-  }
-  ::close(file);
-  EXPECT_EQ(run(arguments(output)).code, 0);
+  const fs::path output = world.path("shared.jsonl"), lease = journal(output).string() + ".lease";
+  Process process(slow_arguments(output));
+  wait_for_three(process, output);
+  process.signal(SIGSTOP);  // it shall not end before the other is refused
+  EXPECT_TRUE(fs::exists(lease));
+  expect_error(run(slow_arguments(output), {.workers = 2}), 2,
+               {"another program is writing", "shared.jsonl right now", "process ",
+                "choose another --output"});
+  process.signal(SIGKILL);
+  process.wait();
+  EXPECT_TRUE(fs::exists(lease));
+  const Result result = run(slow_arguments(output));
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("shared.jsonl was held by process "));
+  EXPECT_EQ(read_text(output), slow_whole());
+  EXPECT_FALSE(fs::exists(lease));
 }
 
 TEST_F(ManyPrompts, WhatDoesNotDoIsRefusedBeforeAnythingIsWritten) {
@@ -218,38 +271,9 @@ struct ManyPromptsStopped : testing::TestWithParam<Way> {};
 TEST_P(ManyPromptsStopped, GoOn) {
   const Way way = GetParam();
   const fs::path output = world.path(fmt::format("stopped_{}.jsonl", way.name));
-  const fs::path model = world.path("slow_many");
-  if (!fs::exists(model)) {
-    const Result made =
-        run({"train", "--data",       world.data(), "--run",         model, "--layers",
-             "2",     "--heads",      "2",          "--hidden-size", "64",  "--context-length",
-             "4000",  "--batch-size", "1",          "--steps",       "1",   "--virtual-workers",
-             "1",     "--precision",  "fp32"});
-    ASSERT_EQ(made.code, 0) << made.err;
-  }
-  const fs::path file = world.write(
-      "slow_many.jsonl",
-      "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n{\"prompt\": \"The\", \"max_tokens\": 3000}\n"
-      "{\"prompt\": \"c\"}\n");
-  const Arguments all{"generate",
-                      "--checkpoint",
-                      model,
-                      "--precision",
-                      "fp32",
-                      "--prompt-file",
-                      file,
-                      "--threads",
-                      "1",
-                      "--max-tokens",
-                      "4",
-                      "--forbid",
-                      "<|endoftext|>",
-                      "--output",
-                      output};
+  const Arguments all = slow_arguments(output);
   Process process(all, {.workers = way.workers});
-  while (process.running() && lines_of(read_text(journal(output))).size() < 4) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
+  wait_for_three(process, output);
   process.signal(way.signal);
   const Result result = process.wait();
   EXPECT_EQ(result.code, 75) << result.err;
@@ -258,8 +282,7 @@ TEST_P(ManyPromptsStopped, GoOn) {
   const Result resumed = run(all);
   EXPECT_EQ(resumed.code, 0) << resumed.err;
   EXPECT_THAT(resumed.err, HasSubstr("resuming: 3 of 4 prompts are done"));
-  const fs::path first = world.path("stopped_TERM.jsonl");
-  EXPECT_EQ(read_text(output), read_text(first));
+  EXPECT_EQ(read_text(output), slow_whole());
   EXPECT_EQ(lines_of(read_text(output)).size(), 4u);
 }
 
