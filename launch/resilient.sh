@@ -130,7 +130,7 @@ run_job() {
   while kill -0 "$job" 2>/dev/null; do
     sleep 1 &
     wait -n "$job" $! 2>/dev/null
-    now=$(pgrep -P "$job") && children=$now
+    now=$(ps -o pid=,lstart= --ppid "$job") && children=$now
     if [ "$(idle_seconds)" -gt "$hang" ]; then
       say "no step for $hang seconds: the job hangs, and is ended"
       end_job "$job" 2>/dev/null
@@ -138,7 +138,10 @@ run_job() {
   done
   wait "$job"
   code=$?
-  [ -z "$children" ] || kill -KILL $children 2>/dev/null
+  local pid start
+  while read -r pid start; do  # a number may be another process's by now
+    [ -z "$pid" ] || [ "$(ps -o lstart= -p "$pid")" != "$start" ] || kill -KILL "$pid"
+  done <<<"$children"
 }
 
 stopping=
