@@ -63,6 +63,7 @@ CompletionFile::CompletionFile(fs::path output, Work work, size_t count)
 
 std::unique_ptr<CompletionFile> CompletionFile::open(const fs::path& output, const Work& work,
                                                      size_t count) {
+  if (fs::is_directory(output)) throw UsageError("{} is a folder: name a file", output.string());
   std::unique_ptr<CompletionFile> file(new CompletionFile(output, work, count));
   file->take_lease();
   file->open_journal();
@@ -70,8 +71,8 @@ std::unique_ptr<CompletionFile> CompletionFile::open(const fs::path& output, con
   if (!fs::exists(output)) return file;
   if (!file->is_output_of_work()) {
     throw UsageError(
-        "{} is there already, and holds something else than these prompts, options and checkpoint "
-        "give\nchoose another --output, or remove it",
+        "{} is there already, and holds something else than these prompts, options, checkpoint and "
+        "draft give\nchoose another --output",
         output.string());
   }
   file->whole_ = true;

@@ -20,6 +20,12 @@ usage() {
   exit 2
 }
 
+case ${1:-} in -h | --help)
+  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
+  exit 0
+  ;;
+esac
+
 restarts=10 hang=1800
 while [[ ${1:-} == --* ]]; do
   [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || usage "$1 needs a number above 0"

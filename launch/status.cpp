@@ -23,8 +23,10 @@ using std::chrono::seconds;
 
 RunStatus read(const fs::path& run) {
   if (auto status = read_status(run)) return *status;
-  throw DataError("{} is no run folder: it has no {}, which 'lockstep train' writes", run.string(),
-                  status_file(run).filename().string());
+  throw DataError(
+      "{} has no {}: it is no run folder, or 'lockstep train' has not begun in it yet, or an older "
+      "version did",
+      run.string(), status_file(run).filename().string());
 }
 
 // Whether a run that says it is running is. Its process can be looked for on its own machine. On

@@ -168,6 +168,7 @@ void StatusFile::end(State state, const std::string& reason) noexcept {
   update([&](RunStatus& status) {
     status.state = state;
     if (!reason.empty()) status.reason = reason;
+    status.warnings.clear();  // they hold now
     status.seconds_left.reset();
     status.time_limit_left.reset();
   });

@@ -31,7 +31,11 @@ bool SlowWorkers::add(std::span<const double> seconds) {
     std::vector<double> others = medians;
     others.erase(others.begin() + static_cast<std::ptrdiff_t>(rank));
     const double usual = median(others);
-    if (medians[rank] > usual + std::max(kShare * usual, kLeast_s)) {
+    const bool was_slow = std::any_of(slow_.begin(), slow_.end(), [&](const Slow& s) {
+      return s.rank == static_cast<int>(rank);
+    });
+    const double more = std::max(kShare * usual, kLeast_s) * (was_slow ? 0.5 : 1);
+    if (medians[rank] > usual + more) {
       slow.push_back({static_cast<int>(rank), medians[rank], usual});
     }
   }

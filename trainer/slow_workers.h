@@ -10,7 +10,7 @@ namespace lockstep {
 // forward and backward of its share, without waiting for anybody). A worker is slow when its median
 // over a window of kWindow steps is above the median of the others' medians by more than kShare of
 // it, and by more than kLeast_s: medians, so that one step in which a disk or another program was
-// in the way says nothing.
+// in the way says nothing. One that was slow keeps up again below half of these.
 class SlowWorkers {
  public:
   static constexpr int kWindow = 20;          // steps

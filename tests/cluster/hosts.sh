@@ -5,7 +5,8 @@
 #   hosts.sh up NAME       makes NAME1 and NAME2; ends with 77 where that cannot be had
 #   hosts.sh down NAME     removes them, and ends what runs on them
 #   hosts.sh cut NAME      takes the plug of NAME2 out
-#   hosts.sh slow NAME     lets NAME2 send 80 Mbit/s, for good
+#   hosts.sh slow NAME     lets NAME2 send 80 Mbit/s
+#   hosts.sh fast NAME     takes that back
 #   hosts.sh shell ADDRESS COMMAND...   runs a command on a host, as ssh would: mpirun's plm_rsh_agent.
 #                                       The hosts' NAME comes from LOCKSTEP_TEST_HOSTS
 set -euo pipefail
@@ -44,5 +45,6 @@ case $1 in
   up | down) "$1" "$2" ;;
   cut) ip -n "${2}2" link set eth0 down ;;
   slow) ip netns exec "${2}2" tc qdisc add dev eth0 root tbf rate 80mbit burst 64k latency 50ms ;;
+  fast) ip netns exec "${2}2" tc qdisc del dev eth0 root ;;
   shell) shell "${@:2}" ;;
 esac

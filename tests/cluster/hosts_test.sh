@@ -117,12 +117,13 @@ command=$(train differ)
 ends_with 4 differ "mpirun -np 2 --hostfile hostfile ./either ${command#* }"
 says differ "the workers differ, and so would their bits: lockstep is .* on ${name}2"
 
-# doctor marks a slow link, which is the last thing that the link is needed for but to be cut.
+# doctor marks a slow link.
 doctor="mpirun -np 2 --hostfile hostfile $program doctor --data data --run undisturbed"
 ends_with 0 sound "$doctor"
 ! grep -q "the link between" sound.log || fail "$(cat sound.log)"
 "$hosts" slow "$name"
 ends_with 0 slow "$doctor"
+"$hosts" fast "$name"
 says slow "${name}1 +${name}2 .* slow$"
 says slow "the link between worker 0 on ${name}1 and worker 1 on ${name}2 is slow"
 

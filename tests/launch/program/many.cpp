@@ -251,7 +251,7 @@ TEST_F(ManyPrompts, WhatDoesNotDoIsRefusedBeforeAnythingIsWritten) {
                {"--output needs prompts", "--prompt-file"});
   expect_error(run(arguments(world.path("nowhere") / "a.jsonl"), {.workers = 2}), 3,
                {"cannot write", "a.jsonl.partial", "No such file"});
-  expect_error(run(arguments(world.run())), 2, {"is there already"});
+  expect_error(run(arguments(world.run())), 2, {"is a folder: name a file"});
   for (const int workers : {0, 2}) {
     expect_error(run(arguments(output, {"--prompt", std::string(43, 'x')}), {.workers = workers}),
                  2, {"prompt 1: the prompt has 43 tokens"});
