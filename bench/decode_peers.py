@@ -12,6 +12,7 @@ import statistics
 import tempfile
 
 from decode_quantized import FOLDER, heading, make_models, run
+from train_cpu import append
 
 # Lockstep's weights and precision, and the peers that hold about as many bytes.
 ROWS = {
@@ -70,10 +71,7 @@ def main():
         table.append(f"| {row} | {peer} | {own:.2f} | {theirs:.2f} | "
                      f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) |")
     print("\n".join(table))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with args.output.open("a") as file:
-            file.write("\n".join(table) + "\n\n")
+    append(table, args.output)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 
+from train_cpu import append
+
 FOLDER = pathlib.Path(__file__).resolve().parent
 MEMORY = re.compile(r"then +\d+ tokens in .*?, ([\d.,]+) tokens/s\n +memory +([\d.]+) (\w+) a token, "
                     r"([\d.]+) GB/s: ([\d.]+) % of the ([\d.]+) GB/s")
@@ -142,10 +144,7 @@ def main():
         table.append(f"| {model:7} | {middle[0]:8.2f} | {rounds[0][1]:>13} | {middle[1]:4.1f} | "
                      f"{middle[2]:12.1f} | {middle[3]:.0f} % ({shares[0]:.0f}-{shares[-1]:.0f}) |")
     print("\n".join(table))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with args.output.open("a") as file:
-            file.write("\n".join(table) + "\n\n")
+    append(table, args.output)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import time
 import tiktoken
 import tokenizers
 
-from train_cpu import commit, machine
+from train_cpu import append, commit, machine
 
 ENCODE_BYTES = 10_000_000
 # tiktoken's patterns in its own dialect; ours are in data/pretokenizer_pattern.h.
@@ -254,10 +254,7 @@ def main():
         encode_table(args, folder, {"dictionary": args.text, "scripts": scripts}, say)
         train_table(args, folder, args.text, say)
         prepare_table(args, folder, args.text, say)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with args.output.open("a") as file:
-            file.write("\n".join(table) + "\n\n")
+    append(table, args.output)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,14 @@ def commit():
     return output_of(git + ["rev-parse", "--short", "HEAD"]).strip() + changed
 
 
+def append(table, output):
+    """Adds the lines of a table to a file, if one was named."""
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("a") as file:
+            file.write("\n".join(table) + "\n\n")
+
+
 def heading(args):
     torch = output_of([args.python, "-c", "import torch; print(torch.__version__)"]).strip()
     return (f"{datetime.date.today()}, commit {commit()}, {machine()}. {args.precision}, "
@@ -147,10 +155,7 @@ def main():
     for name in args.models:
         for row in measured_rows(args, name):
             say(row)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with args.output.open("a") as file:
-            file.write("\n".join(table) + "\n\n")
+    append(table, args.output)
 
 
 if __name__ == "__main__":

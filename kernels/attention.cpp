@@ -9,7 +9,7 @@
 #include "core/profile.h"
 #include "core/range.h"
 #include "core/thread_pool.h"
-#include "kernels/cpu/attention_tiles.h"
+#include "kernels/cpu/attend.h"
 #include "kernels/cpu/dots.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/softmax.h"
@@ -21,168 +21,12 @@ namespace {
 // Queries a task of the forward pass: it gathers the keys before its last query once.
 constexpr int64_t kSegment = 8 * kTileQueries;
 
-LOCKSTEP_CLONES void scale_run(float* x, float factor, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) x[i] *= factor;
-}
-
 template <class T>
 LOCKSTEP_CLONES float dot(const T* a, const T* b, int64_t n) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; i++) sum += to_float(a[i]) * to_float(b[i]);
   return sum;
-}
-
-// Calls f(Tag<T>, Tag<P>): the element type, and the type that its products are made in.
-template <class F>
-void with_types(DType dtype, F&& f) {
-  with_float_type(dtype, [&](auto tag) {
-    if (product_type(dtype) == dtype) return f(tag, tag);
-    f(tag, Tag<float>{});
-  });
-}
-
-// Tiles of one head: products of at most kTileQueries queries and kTileKeys keys. Score tiles have
-// kTileKeys elements a row, whatever the number of keys.
-struct TileProducts {
-  int64_t head_dim;
-  DType type;
-
-  // scores (queries, n) = a (queries, D) . b (n, D)
-  void scores(float* scores_out, const void* a, const void* b, int64_t n) const {
-    gemm({.m = kTileQueries,
-          .n = n,
-          .k = head_dim,
-          .a_stride = head_dim,
-          .b_stride = head_dim,
-          .c_stride = kTileKeys,
-          .b_transposed = true,
-          .inputs = type},
-         a, b, scores_out);
-  }
-  // out (queries, D) (+)= weights (queries, n) x rows (n, D)
-  void weighted_sum(float* out, const void* weights, const void* rows, int64_t n,
-                    bool accumulate) const {
-    gemm({.m = kTileQueries,
-          .n = head_dim,
-          .k = n,
-          .a_stride = kTileKeys,
-          .b_stride = head_dim,
-          .c_stride = head_dim,
-          .accumulate = accumulate,
-          .inputs = type},
-         weights, rows, out);
-  }
-  // out (n, D) += weights (queries, n)^T x rows (queries, D)
-  void add_transposed(float* out, const void* weights, const void* rows, int64_t n) const {
-    gemm({.m = n,
-          .n = head_dim,
-          .k = kTileQueries,
-          .a_stride = kTileKeys,
-          .b_stride = head_dim,
-          .c_stride = head_dim,
-          .a_transposed = true,
-          .accumulate = true,
-          .inputs = type},
-         weights, rows, out);
-  }
-};
-
-// Keys of a tile from `first` on, of which queries up to token `last` see the first.
-int64_t tile_keys(int64_t first, int64_t last) {
-  return std::min(kTileKeys, round_up(last + 1 - first, kKeyStep));
-}
-
-// Keys and values of a key-value head, gathered: rows of zeros follow the last.
-struct KeysAndValues {
-  const char* keys;
-  const char* values;
-  int64_t head_dim;
-  DType type;
-  const void* key(int64_t u) const { return keys + u * head_dim * size_bytes(type); }
-  const void* value(int64_t u) const { return values + u * head_dim * size_bytes(type); }
-};
-
-// Where the result of one query head goes, and its queries. lse may be null.
-struct QueryHead {
-  HeadRows q, y;
-  float* lse;
-  ProbabilityMask mask;
-};
-
-// Rows [row, row + count) of a head, at tokens [first, first + count) of one tile of queries,
-// against all keys up to each query's own.
-template <class T, class P>
-void attend_tile(const QueryHead& head, const KeysAndValues& kv, int64_t row, int64_t first,
-                 int64_t count, float scale) {
-  static thread_local Scratch query_scratch, score_scratch, probability_scratch, output_scratch;
-  const TileProducts products{kv.head_dim, kv.type};
-  const void* q =
-      gather(query_scratch, head.q.from(row), count, kTileQueries, kv.head_dim, kv.type);
-  float* scores = score_scratch.get<float>(kTileQueries * kTileKeys);
-  P* weights = probability_scratch.get<P>(kTileQueries * kTileKeys);
-  float* output = output_scratch.get<float>(kTileQueries * kv.head_dim);
-  float largest[kTileQueries], sum[kTileQueries] = {};
-  std::fill_n(largest, kTileQueries, -std::numeric_limits<float>::infinity());
-
-  const int64_t last = first + count - 1;
-  for (int64_t key = 0; key <= last; key += kTileKeys) {
-    const int64_t n = tile_keys(key, last);
-    products.scores(scores, q, kv.key(key), n);
-    for (int64_t r = 0; r < count; r++) {
-      float* row_scores = scores + r * kTileKeys;
-      P* row_weights = weights + r * kTileKeys;
-      const int64_t valid = std::clamp<int64_t>(first + r - key + 1, 0, n);
-      const float maximum_so_far = std::max(largest[r], scale * maximum(row_scores, valid));
-      const float correction = key == 0 ? 0 : std::exp(largest[r] - maximum_so_far);
-      largest[r] = maximum_so_far;
-      sum[r] = sum[r] * correction + probabilities<T, P>(row_weights, row_scores,
-                                                         head.mask.factors(first + r, key, valid),
-                                                         scale, maximum_so_far, valid, n);
-      if (key > 0) scale_run(output + r * kv.head_dim, correction, kv.head_dim);
-    }
-    products.weighted_sum(output, weights, kv.value(key), n, key > 0);
-  }
-  for (int64_t r = 0; r < count; r++) {
-    scatter(head.y.from(row + r), output + r * kv.head_dim, 1, kv.head_dim, 1.0f / sum[r]);
-    if (head.lse != nullptr) head.lse[row + r] = largest[r] + std::log(sum[r]);
-  }
-}
-
-// Rows [begin, end) of a head, row 0 at token `position`. Tiles begin at tokens that are multiples
-// of their size, so that a query has the same keys beside it wherever the rows begin.
-void attend_segment(const QueryHead& head, const KeysAndValues& kv, int64_t begin, int64_t end,
-                    int64_t position, float scale) {
-  with_types(head.q.dtype, [&](auto element, auto product) {
-    for (int64_t row = begin; row < end;) {
-      const int64_t first = position + row;
-      const int64_t count = std::min(kTileQueries - first % kTileQueries, end - row);
-      attend_tile<typename decltype(element)::type, typename decltype(product)::type>(
-          head, kv, row, first, count, scale);
-      row += count;
-    }
-  });
-}
-
-// A head's rows in qkv of sequence b: query heads are 0 to H - 1, then come keys, then values.
-HeadRows packed_head(const Tensor& qkv, const Heads& heads, int64_t b, int64_t head) {
-  const int64_t tokens = qkv.dim(1);
-  const HeadRows rows{qkv.data(), qkv.dtype(), heads.packed()};
-  return {static_cast<char*>(rows.from(b * tokens).data) +
-              head * heads.head_dim * size_bytes(qkv.dtype()),
-          qkv.dtype(), heads.packed()};
-}
-
-HeadRows output_head(const Tensor& y, const Heads& heads, int64_t b, int64_t head) {
-  const int64_t stride = heads.num_heads * heads.head_dim, tokens = y.dim(1);
-  return {static_cast<char*>(y.data()) +
-              (b * tokens * stride + head * heads.head_dim) * size_bytes(y.dtype()),
-          y.dtype(), stride};
-}
-
-float score_scale(const Heads& heads) {
-  return 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
 }
 
 KeysAndValues gather_keys_and_values(const Tensor& qkv, const Heads& heads, int64_t b, int64_t kv,
@@ -463,7 +307,7 @@ void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& y, c
   const ProfileScope scope({"attention_backward", bytes_of(dqkv, dy, y, lse, qkv),
                             5 * product_flops(qkv, heads), Unit::tensor});
   parallel_for(tasks, 1, [&](int64_t task, int64_t) {
-    with_types(qkv.dtype(), [&](auto element, auto product) {
+    with_product_types(qkv.dtype(), [&](auto element, auto product) {
       BackwardTask<typename decltype(element)::type, typename decltype(product)::type>(
           dqkv, dy, y, lse, qkv, heads, mask, task / heads.num_kv_heads, task % heads.num_kv_heads)
           .run();

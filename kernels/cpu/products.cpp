@@ -34,15 +34,6 @@ bool is_slow_stride(int64_t stride, int64_t element_bytes) {
   return stride * element_bytes % 2048 == 0;
 }
 
-// Calls f(Tag<T>, Tag<P>): the type of the elements and the type that they are multiplied in.
-template <class F>
-void with_types(DType dtype, F&& f) {
-  with_float_type(dtype, [&](auto tag) {
-    if (product_type(dtype) == dtype) return f(tag, tag);
-    f(tag, Tag<float>{});
-  });
-}
-
 // x in the type P: its own values, or a copy in `scratch`.
 template <class P, class T>
 const P* as_product_type(const Tensor& x, Scratch& scratch) {
@@ -221,7 +212,7 @@ void product_by_rows(const Tensor& y, const Tensor& x, const Tensor& weight, con
   const ProductSize size{rows, columns, x.cols()};
   const ProfileScope scope({transposed ? "product_forward" : "product_input_gradient",
                             bytes_of(y, x, weight, bias), size.flops(), Unit::tensor, size});
-  with_types(x.dtype(), [&](auto element, auto product) {
+  with_product_types(x.dtype(), [&](auto element, auto product) {
     using T = typename decltype(element)::type;
     using P = typename decltype(product)::type;
     const RowsTask<T, P> task(y, as_product_type<P, T>(x, wide), weight, bias, transposed);
@@ -239,7 +230,7 @@ void product_over_rows(const Tensor& dweight, const Tensor& dy, const Tensor& x)
   const ProductSize size{outputs, inputs, rows};
   const ProfileScope scope({"product_weight_gradient", bytes_of(dweight, dweight, dy, x),
                             size.flops(), Unit::tensor, size});
-  with_types(x.dtype(), [&](auto element, auto product) {
+  with_product_types(x.dtype(), [&](auto element, auto product) {
     using T = typename decltype(element)::type;
     using P = typename decltype(product)::type;
     parallel_for(pieces(outputs, piece_size.outputs) * across, 1, [&](int64_t piece, int64_t) {

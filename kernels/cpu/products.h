@@ -13,6 +13,15 @@ inline constexpr int64_t kRowPiece = 64;
 // has no product of it.
 DType product_type(DType dtype);
 
+// Calls f(Tag<T>, Tag<P>): the type of the elements and the type that they are multiplied in.
+template <class F>
+void with_product_types(DType dtype, F&& f) {
+  with_float_type(dtype, [&](auto tag) {
+    if (product_type(dtype) == dtype) return f(tag, tag);
+    f(tag, Tag<float>{});
+  });
+}
+
 // y (N, columns) = x (N, k) B + bias, where B is `weight` (k, columns), or, if `transposed`, the
 // transpose of `weight` (columns, k). bias (columns) may be empty. x, weight and bias share one
 // dtype; y has the same or fp32.

@@ -4,19 +4,17 @@
 
 usage: failed_reduction.py EMULATED_PROGRAM MPIEXEC
 """
-import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
+from job import ENVIRONMENT
+
 STEPS = 4
 # With --reduce all-reduce a step's one reduction is all that NCCL does in it: nothing after it would
 # notice that it failed.
 OPERATIONS = range(STEPS)
-ENVIRONMENT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                   OMPI_MCA_rmaps_base_oversubscribe="1",
-                   OMPI_MCA_hwloc_base_binding_policy="none", LOCKSTEP_EMULATION_DEVICES="2")
 
 
 def train(program, mpiexec, data, run, **environment):
@@ -25,7 +23,7 @@ def train(program, mpiexec, data, run, **environment):
                "--context-length", 16, "--threads", 1, "--precision", "fp32",
                "--checkpoint-every", 1, "--keep", 0, "--evaluate-every", 0,
                "--collective-timeout", 2, "--reduce", "all-reduce"]
-    done = subprocess.run([str(word) for word in command], env=dict(ENVIRONMENT, **environment),
+    done = subprocess.run([str(word) for word in command], env=dict(ENVIRONMENT, LOCKSTEP_EMULATION_DEVICES="2", **environment),
                           text=True, capture_output=True, timeout=120)
     return done.returncode, done.stderr
 

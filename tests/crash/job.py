@@ -14,6 +14,20 @@ ENVIRONMENT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROO
 GRACE_S = 60
 
 
+def worker_pid(path, rank):
+    """The process whose command names this path and which has this rank, by its environment."""
+    for process in pathlib.Path("/proc").iterdir():
+        try:
+            if str(path).encode() not in (process / "cmdline").read_bytes():
+                continue
+            if f"OMPI_COMM_WORLD_RANK={rank}".encode() in (process / "environ").read_bytes().split(
+                    b"\0"):
+                return int(process.name)
+        except (OSError, ValueError):
+            continue
+    sys.exit(f"worker {rank} is not there")
+
+
 def make_data(program, folder):
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
     data = folder / "data"

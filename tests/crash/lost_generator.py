@@ -14,27 +14,11 @@ import sys
 import tempfile
 import time
 
+from job import ENVIRONMENT, worker_pid
+
 # From the kill to the end of the job: mpirun ends the others; on a machine that is busy.
 GRACE_S = 30
 PROMPTS = 40
-
-ENVIRONMENT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                   OMPI_MCA_rmaps_base_oversubscribe="1",
-                   OMPI_MCA_hwloc_base_binding_policy="none")
-
-
-def worker_pid(output, rank):
-    """The process that writes this output and has this rank, by its environment."""
-    for process in pathlib.Path("/proc").iterdir():
-        try:
-            if str(output).encode() not in (process / "cmdline").read_bytes():
-                continue
-            if f"OMPI_COMM_WORLD_RANK={rank}".encode() in (process / "environ").read_bytes().split(
-                    b"\0"):
-                return int(process.name)
-        except (OSError, ValueError):
-            continue
-    sys.exit(f"worker {rank} is not there")
 
 
 def completions(journal):

@@ -13,27 +13,11 @@ import sys
 import tempfile
 import time
 
+from job import ENVIRONMENT, worker_pid
+
 DEADLINE_S = 3
 # From the deadline: hearing of each other, printing, ending the others; on a machine that is busy.
 GRACE_S = 30
-
-ENVIRONMENT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                   OMPI_MCA_rmaps_base_oversubscribe="1",
-                   OMPI_MCA_hwloc_base_binding_policy="none")
-
-
-def worker_pid(run, rank):
-    """The process of this run that has this rank, by its environment."""
-    for process in pathlib.Path("/proc").iterdir():
-        try:
-            if str(run).encode() not in (process / "cmdline").read_bytes():
-                continue
-            if f"OMPI_COMM_WORLD_RANK={rank}".encode() in (process / "environ").read_bytes().split(
-                    b"\0"):
-                return int(process.name)
-        except (OSError, ValueError):
-            continue
-    sys.exit(f"worker {rank} is not there")
 
 
 def lose_worker(program, mpiexec, device, folder, data, how, rank):
