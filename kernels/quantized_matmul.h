@@ -10,8 +10,9 @@
 //   weight[o,i] = scales[o,g] * (q[o,i] - zeros[o,g])     g = i / group_size
 //
 // N rows, I inputs, O outputs. The numbers q are unpacked in registers: the matrix never stands in
-// memory whole. Sums are fp32; the bits of a row of y depend neither on the other rows, nor on
-// their number, nor on threads. CPU only.
+// memory whole. Activations are rounded to 16 bits under the largest of a block
+// (cpu/quantized_dots.h), sums are fp32; the bits of a row of y depend neither on the other rows,
+// nor on their number, nor on threads. A row of x that is not finite gives NaN. CPU only.
 namespace lockstep::kernels {
 
 // A view of memory that somebody else owns; empty: no matrix.

@@ -1,5 +1,6 @@
 #include "kernels/quantized_matmul.h"
 
+#include "kernels/cpu/quantized_dots.h"
 #include "tests/kernels/testing.h"
 
 namespace lockstep::kernels::tests {
@@ -43,6 +44,13 @@ const Case kCases[] = {{8, 32, 1, 32, 1},    {8, 64, 3, 192, 5},   {8, 128, 5, 2
                        {4, 128, 70, 512, 9}, {4, 256, 3, 768, 33}, {4, 128, 1, 4096, 8}};
 
 template <class T>
+double largest(const Values<T>& x, int64_t first, int64_t count) {
+  double most = 0;
+  for (int64_t i = first; i < first + count; i++) most = std::max(most, std::abs(x[i]));
+  return most;
+}
+
+template <class T>
 class QuantizedMatmul : public testing::Test {
  protected:
   void TearDown() override { set_num_threads(1); }
@@ -60,19 +68,21 @@ TYPED_TEST(QuantizedMatmul, AgreesWithFloat64) {
     cpu::quantized_linear_forward(y.tensor(), x.tensor(), weight.view, bias.tensor(), stream);
     for (int64_t n = 0; n < c.rows; n++) {
       for (int64_t o = 0; o < c.outputs; o++) {
-        // The kernel adds up x * (q + offset), takes x * offset out again word by word, offset up
-        // to 256, and subtracts x * zero at the end, all in at least four lanes: a term passes
-        // through at most 17 additions of its word, a quarter of those of a row, and four roundings
-        // before and after them.
-        double want = bias[o], magnitude = std::abs(want), offsets = 0;
+        // Activations are rounded to half of the last of 16 bits under the largest of their block,
+        // which is within a group, in fp32 (a hundredth more is room for that). Then a lane adds up
+        // its blocks, which have 32 inputs or more, lanes are added up, and so are groups of zeros;
+        // the terms were rounded four times before.
+        double want = bias[o], magnitude = std::abs(want), error = 0;
         for (int64_t i = 0; i < c.inputs; i++) {
           const double scaled = x[n * c.inputs + i] * weight.scale(o, i);
-          want += scaled * (weight.number(o, i) - weight.zero(o, i));
-          magnitude += std::abs(scaled) * (weight.number(o, i) + weight.zero(o, i));
-          offsets += std::abs(scaled) * 2 * 256;
+          const int number = weight.number(o, i), zero = weight.zero(o, i);
+          want += scaled * (number - zero);
+          magnitude += std::abs(scaled) * (number + zero);
+          error += 0.51 / 32767 *
+                   largest(x, n * c.inputs + i / c.group_size * c.group_size, c.group_size) *
+                   weight.scale(o, i) * std::abs(number - zero);
         }
-        const double error =
-            (magnitude * static_cast<double>(c.inputs / 4 + 4) + offsets * 17) * kRounding;
+        error += magnitude * static_cast<double>(c.inputs / 16 + 24) * kRounding;
         ASSERT_NEAR(y[n * c.outputs + o], want, error + storage_error<T>(std::abs(want) + error))
             << c.bits << " bits, groups of " << c.group_size << ", row " << n << ", output " << o;
       }
@@ -96,6 +106,59 @@ TYPED_TEST(QuantizedMatmul, ARowHasTheSameBitsInAnyCallAndForAnyThreads) {
       EXPECT_TRUE(together.bytes() == alone.bytes()) << c.bits << " bits, " << c.rows << " rows";
       return together.bytes();
     });
+  }
+}
+
+// The functions for narrower vectors, which other machines take, give the same integers: their
+// results differ by the order of fp32 sums alone.
+TEST(QuantizedDots, AgreeForVectorsOfAnyWidth) {
+  for (const Case& c : kCases) {
+    const RandomMatrix weight(cpu::kDotRows, c.inputs, c.bits, c.group_size, 9);
+    auto x = Values<float>::normal({c.inputs}, 10);
+    cpu::QuantizedRow rows[cpu::kDotRows];
+    for (int64_t j = 0; j < cpu::kDotRows; j++) {
+      rows[j] = {weight.view.words + j * weight.view.words_of_row(),
+                 weight.view.scales + j * weight.view.groups(),
+                 weight.view.zeros + j * weight.view.groups()};
+    }
+    std::vector<float> results[3];
+    for (int64_t width = 0; width < 3; width++) {
+      const cpu::QuantizedDots functions = cpu::quantized_dots_for(weight.view, 16 >> width);
+      std::vector<int16_t> numbers(c.inputs);
+      std::vector<float> scales(c.inputs / 32), sums(weight.view.groups());
+      const cpu::RoundedRow rounded{numbers.data(), scales.data(), sums.data()};
+      functions.round(rounded, x.tensor().as<float>(), weight.view);
+      results[width].resize(cpu::kDotRows);
+      functions.dots(results[width].data(), rounded, rows, weight.view);
+    }
+    for (int64_t j = 0; j < cpu::kDotRows; j++) {
+      double magnitude = 0;
+      for (int64_t i = 0; i < c.inputs; i++) {
+        magnitude +=
+            std::abs(x[i]) * weight.scale(j, i) * (weight.number(j, i) + weight.zero(j, i));
+      }
+      const double error = 2 * magnitude * static_cast<double>(c.inputs / 16 + 24) * kRounding;
+      EXPECT_NEAR(results[0][j], results[1][j], error) << c.bits << " bits of " << c.group_size;
+      EXPECT_NEAR(results[0][j], results[2][j], error) << c.bits << " bits of " << c.group_size;
+    }
+  }
+}
+
+TEST(QuantizedRows, ThatHaveNoLargest) {
+  const RandomMatrix weight(5, 128, 4, 64, 11);
+  const float infinity = std::numeric_limits<float>::infinity(), nan = std::nanf("");
+  const float tiny = std::numeric_limits<float>::denorm_min();
+  Values<float> x({4, 128}), y({4, 5});
+  x.set(1 * 128 + 70, nan);
+  x.set(2 * 128 + 3, -infinity);
+  x.set(3 * 128 + 100, tiny);
+  Stream stream;
+  cpu::quantized_linear_forward(y.tensor(), x.tensor(), weight.view, {}, stream);
+  for (int64_t o = 0; o < 5; o++) {
+    EXPECT_EQ(y[o], 0);
+    EXPECT_TRUE(std::isnan(y[5 + o]));
+    EXPECT_TRUE(std::isnan(y[10 + o]));
+    EXPECT_EQ(y[15 + o], 0);
   }
 }
 
