@@ -32,10 +32,12 @@ struct Baseline {
 #if LOCKSTEP_X86_VECTORS
     sum += (Ints)__builtin_ia32_pmaddwd128((__v8hi)a, (__v8hi)b);
 #else
+    Ints products{};
     for (int64_t l = 0; l < kLanes; l++) {
-      sum[l] += static_cast<int16_t>(a[2 * l]) * static_cast<int16_t>(b[2 * l]) +
-                static_cast<int16_t>(a[2 * l + 1]) * static_cast<int16_t>(b[2 * l + 1]);
+      products[l] = static_cast<int16_t>(a[2 * l]) * static_cast<int16_t>(b[2 * l]) +
+                    static_cast<int16_t>(a[2 * l + 1]) * static_cast<int16_t>(b[2 * l + 1]);
     }
+    sum += products;
 #endif
   }
 };

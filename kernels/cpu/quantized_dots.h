@@ -7,13 +7,14 @@
 // its largest,
 //
 //   x[i] = s[b] * r[i] + e      s[b] = max |x| / 32767, |r| <= 32767, |e| <= s[b] / 2
-//   y[o] = sum_b s[b] * scale[o,g] * (sum_{i in b} q[o,i] * r[i]) - sum_g scale[o,g] * zero[o,g] *
-//   X[g]
+//   y[o] = sum_b s[b] * scale[o,g] * (sum_{i in b} q[o,i] * r[i])
+//          - sum_g scale[o,g] * zero[o,g] * X[g]
 //
 // where the sums in parentheses are exact, and X[g] is the sum of s[b] * r[i] over group g. Two
-// products of 16 bits and their sum are one instruction a lane; making each q a float and
-// multiplying in fp32 takes twice as long. e is at most 1 / 65534 of the block's largest
-// activation: bf16 rounds that one to 1 / 512.
+// products of 16 bits and their sum are one instruction a lane, where fp32 needs each q made a
+// float and two multiply-adds. e is at most 1 / 65534 of the block's largest activation: bf16
+// rounds that one by up to 1 / 512. An output's bits are the same whichever of the kDotRows places
+// its row has.
 namespace lockstep::kernels::cpu {
 
 inline constexpr int64_t kDotRows = 4;           // rows of the matrix at a time

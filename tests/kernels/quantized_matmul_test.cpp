@@ -37,11 +37,13 @@ struct Case {
   int bits;
   int64_t group_size, rows, inputs, outputs;
 };
-// Every width of the kernel, outputs that are no multiple of four or of a task's, several groups,
-// few rows and many.
+// Every width of the kernel, several blocks to a vector and several vectors to a block, outputs
+// that are no multiple of four or of a task's, several groups, few rows and many.
 const Case kCases[] = {{8, 32, 1, 32, 1},    {8, 64, 3, 192, 5},   {8, 128, 5, 256, 18},
                        {8, 384, 2, 768, 35}, {4, 32, 1, 32, 3},    {4, 64, 2, 320, 17},
-                       {4, 128, 70, 512, 9}, {4, 256, 3, 768, 33}, {4, 128, 1, 4096, 8}};
+                       {4, 128, 70, 512, 9}, {4, 256, 3, 768, 33}, {4, 128, 1, 4096, 8},
+                       {8, 32, 2, 192, 6},   {4, 32, 2, 64, 5},    {4, 32, 3, 384, 7},
+                       {4, 64, 1, 256, 4}};
 
 template <class T>
 double largest(const Values<T>& x, int64_t first, int64_t count) {
@@ -130,6 +132,16 @@ TEST(QuantizedDots, AgreeForVectorsOfAnyWidth) {
       functions.round(rounded, x.tensor().as<float>(), weight.view);
       results[width].resize(cpu::kDotRows);
       functions.dots(results[width].data(), rounded, rows, weight.view);
+      // Which rows stand together depends on threads, so a row's place must not matter.
+      for (int64_t turn = 1; turn < cpu::kDotRows; turn++) {
+        cpu::QuantizedRow turned[cpu::kDotRows];
+        float again[cpu::kDotRows];
+        std::rotate_copy(rows, rows + turn, rows + cpu::kDotRows, turned);
+        functions.dots(again, rounded, turned, weight.view);
+        for (int64_t j = 0; j < cpu::kDotRows; j++) {
+          EXPECT_EQ(again[j], results[width][(j + turn) % cpu::kDotRows]);
+        }
+      }
     }
     for (int64_t j = 0; j < cpu::kDotRows; j++) {
       double magnitude = 0;
@@ -144,14 +156,36 @@ TEST(QuantizedDots, AgreeForVectorsOfAnyWidth) {
   }
 }
 
+// By a weight that is the identity: y is x as it was rounded.
+TEST(QuantizedRows, AreRoundedToHalfOfTheLastOf16Bits) {
+  for (const Case& c : kCases) {
+    RandomMatrix identity(c.inputs, c.inputs, c.bits, c.group_size, 12);
+    std::fill(identity.scales.begin(), identity.scales.end(), 1.0f);
+    std::fill(identity.zeros.begin(), identity.zeros.end(), 0);
+    for (int64_t o = 0; o < c.inputs; o++) {
+      std::vector<uint8_t> row(c.inputs);
+      row[o] = 1;
+      pack_row(identity.view, o, row.data());
+    }
+    auto x = Values<float>::normal({1, c.inputs}, 13);
+    Values<float> y({1, c.inputs});
+    Stream stream;
+    cpu::quantized_linear_forward(y.tensor(), x.tensor(), identity.view, {}, stream);
+    for (int64_t i = 0; i < c.inputs; i++) {
+      const double most = largest(x, i / c.group_size * c.group_size, c.group_size);
+      EXPECT_NEAR(y[i], x[i], 0.51 / 32767 * most) << c.bits << " bits of " << c.group_size;
+    }
+  }
+}
+
 TEST(QuantizedRows, ThatHaveNoLargest) {
   const RandomMatrix weight(5, 128, 4, 64, 11);
   const float infinity = std::numeric_limits<float>::infinity(), nan = std::nanf("");
-  const float tiny = std::numeric_limits<float>::denorm_min();
+  const float tiny = 1e-37f;  // its inverse times 32767 is no float
   Values<float> x({4, 128}), y({4, 5});
   x.set(1 * 128 + 70, nan);
   x.set(2 * 128 + 3, -infinity);
-  x.set(3 * 128 + 100, tiny);
+  for (int64_t i = 0; i < 128; i++) x.set(3 * 128 + i, i % 2 == 0 ? tiny : -tiny / 3);
   Stream stream;
   cpu::quantized_linear_forward(y.tensor(), x.tensor(), weight.view, {}, stream);
   for (int64_t o = 0; o < 5; o++) {
