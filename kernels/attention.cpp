@@ -28,17 +28,23 @@ LOCKSTEP_CLONES float dot(const T* a, const T* b, int64_t n) {
   return sum;
 }
 
+// Rows of `head` of the `count` first tokens of sequence b, in the type that they are multiplied
+// in.
+const void* gather_head(Scratch& scratch, const Tensor& qkv, const Heads& heads, int64_t b,
+                        int64_t head, int64_t count) {
+  return gather(scratch, packed_head(qkv, heads, b, head), count, round_up(count, kKeyStep),
+                heads.head_dim, product_type(qkv.dtype()));
+}
+
 KeysAndValues gather_keys_and_values(const Tensor& qkv, const Heads& heads, int64_t b, int64_t kv,
                                      int64_t count) {
-  static thread_local Scratch key_scratch, value_scratch;
+  static thread_local Scratch key_scratch, column_scratch, value_scratch;
   const DType type = product_type(qkv.dtype());
-  const HeadRows keys = packed_head(qkv, heads, b, heads.num_heads + kv);
-  const HeadRows values = packed_head(qkv, heads, b, heads.num_heads + heads.num_kv_heads + kv);
-  const int64_t filled = round_up(count, kKeyStep), head_dim = heads.head_dim;
-  const void* gathered_keys = gather(key_scratch, keys, count, filled, head_dim, type);
-  const void* gathered_values = gather(value_scratch, values, count, filled, head_dim, type);
-  return {static_cast<const char*>(gathered_keys), static_cast<const char*>(gathered_values),
-          head_dim, type};
+  const int64_t head = heads.num_heads + kv;
+  const void* keys = gather_head(key_scratch, qkv, heads, b, head, count);
+  return {as_columns(column_scratch, keys, round_up(count, kKeyStep), heads.head_dim, type),
+          gather_head(value_scratch, qkv, heads, b, head + heads.num_kv_heads, count),
+          heads.head_dim, type};
 }
 
 void check_shapes(const Tensor& y, const Tensor& lse, const Tensor& qkv, const Heads& heads) {
@@ -67,24 +73,31 @@ class BackwardTask {
         heads_(heads),
         mask_(mask),
         b_(b),
-        kv_(kv),
-        products_{heads.head_dim, kDTypeOf<P>} {}
+        kv_(kv) {}
 
   void run() {
     const int64_t tokens = qkv_.dim(1), head_dim = heads_.head_dim;
     const int64_t group = heads_.num_heads / heads_.num_kv_heads;
-    const int64_t filled = round_up(tokens, kKeyStep) * head_dim;
-    static thread_local Scratch key_scratch, value_scratch;
-    dkeys_ = key_scratch.get<float>(filled), dvalues_ = value_scratch.get<float>(filled);
-    std::fill_n(dkeys_, filled, 0.0f);
-    std::fill_n(dvalues_, filled, 0.0f);
-    keys_and_values_ = gather_keys_and_values(qkv_, heads_, b_, kv_, tokens);
+    const int64_t key_head = heads_.num_heads + kv_, value_head = key_head + heads_.num_kv_heads;
+    const int64_t filled = round_up(tokens, kKeyStep), size = filled * head_dim;
+    static thread_local Scratch dkey_scratch, dvalue_scratch;
+    dkeys_ = dkey_scratch.get<float>(size), dvalues_ = dvalue_scratch.get<float>(size);
+    std::fill_n(dkeys_, size, 0.0f);
+    std::fill_n(dvalues_, size, 0.0f);
+    static thread_local Scratch key_scratch, key_column_scratch, value_scratch,
+        value_column_scratch;
+    const void* keys = gather_head(key_scratch, qkv_, heads_, b_, key_head, tokens);
+    const void* values = gather_head(value_scratch, qkv_, heads_, b_, value_head, tokens);
+    keys_ = static_cast<const P*>(keys);
+    key_columns_ =
+        static_cast<const P*>(as_columns(key_column_scratch, keys, filled, head_dim, kDTypeOf<P>));
+    value_columns_ = static_cast<const P*>(
+        as_columns(value_column_scratch, values, filled, head_dim, kDTypeOf<P>));
     for (int64_t head = kv_ * group; head < (kv_ + 1) * group; head++) {
       for (int64_t first = 0; first < tokens; first += kTileQueries) {
         tile(head, first, std::min(kTileQueries, tokens - first));
       }
     }
-    const int64_t key_head = heads_.num_heads + kv_, value_head = key_head + heads_.num_kv_heads;
     scatter(packed_head(dqkv_, heads_, b_, key_head), dkeys_, tokens, head_dim,
             score_scale(heads_));
     scatter(packed_head(dqkv_, heads_, b_, value_head), dvalues_, tokens, head_dim, 1.0f);
@@ -120,17 +133,18 @@ class BackwardTask {
 
     for (int64_t key = 0; key < first + count; key += kTileKeys) {
       const int64_t n = tile_keys(key, first + count - 1);
-      products_.scores(scores, q, keys_and_values_.key(key), n);
-      products_.scores(gradient, dy, keys_and_values_.value(key), n);
+      const TileProducts products{head_dim, kDTypeOf<P>, n, first - key + 1};
+      products.scores(scores, q, key_columns_ + key * head_dim);
+      products.scores(gradient, dy, value_columns_ + key * head_dim);
       for (int64_t r = 0; r < count; r++) {
         const int64_t row = r * kTileKeys, valid = std::min(first + r - key + 1, n);
         probabilities_and_gradient<T, P>(weights + row, score_gradient + row, scores + row,
                                          gradient + row, mask.factors(first + r, key, valid),
                                          score_scale(heads_), lse[r], delta[r], valid, n);
       }
-      products_.add_transposed(dvalues_ + key * head_dim, weights, dy, n);
-      products_.add_transposed(dkeys_ + key * head_dim, score_gradient, q, n);
-      products_.weighted_sum(dquery, score_gradient, keys_and_values_.key(key), n, key > 0);
+      products.add_transposed(dvalues_ + key * head_dim, weights, dy);
+      products.add_transposed(dkeys_ + key * head_dim, score_gradient, q);
+      products.weighted_sum(dquery, score_gradient, keys_ + key * head_dim, key > 0);
     }
     scatter(packed_head(dqkv_, heads_, b_, head).from(first), dquery, count, head_dim,
             score_scale(heads_));
@@ -140,8 +154,7 @@ class BackwardTask {
   const Heads& heads_;
   const DropoutMask& mask_;
   const int64_t b_, kv_;
-  const TileProducts products_;
-  KeysAndValues keys_and_values_{};
+  const P *keys_ = nullptr, *key_columns_ = nullptr, *value_columns_ = nullptr;  // gathered
   float* dkeys_ = nullptr;  // (T, D), filled up to whole tiles
   float* dvalues_ = nullptr;
 };
@@ -187,19 +200,21 @@ class Pages {
   }
 
   KeysAndValues gather(const CachedSequence& sequence, int64_t kv, int64_t count) const {
-    static thread_local Scratch key_scratch, value_scratch;
+    static thread_local Scratch key_scratch, column_scratch, value_scratch;
     const DType type = product_type(dtype_);
     const int64_t row_bytes = heads_.head_dim * size_bytes(type);
-    char* all_keys = key_scratch.get<char>(round_up(count, kKeyStep) * row_bytes);
-    char* all_values = value_scratch.get<char>(round_up(count, kKeyStep) * row_bytes);
+    const int64_t all = round_up(count, kKeyStep);
+    char* all_keys = key_scratch.get<char>(all * row_bytes);
+    char* all_values = value_scratch.get<char>(all * row_bytes);
     for_each(count, [&](int64_t page, int64_t first, int64_t n) {
-      const int64_t filled = first + n == count ? round_up(count, kKeyStep) - first : n;
+      const int64_t filled = first + n == count ? all - first : n;
       cpu::gather(all_keys + first * row_bytes, keys(sequence, page, kv), n, filled,
                   heads_.head_dim, type);
       cpu::gather(all_values + first * row_bytes, values(sequence, page, kv), n, filled,
                   heads_.head_dim, type);
     });
-    return {all_keys, all_values, heads_.head_dim, type};
+    return {as_columns(column_scratch, all_keys, all, heads_.head_dim, type), all_values,
+            heads_.head_dim, type};
   }
 
   // One query against the first `count` keys, read where they are.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu/gemm_fp32.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/softmax.h"
 
@@ -15,13 +16,26 @@ LOCKSTEP_CLONES void scale_run(float* x, float factor, int64_t n) {
   for (int64_t i = 0; i < n; i++) x[i] *= factor;
 }
 
+// Calls f(row, rows, keys) for strips of queries, in order: what rows [row, row + rows) see lies
+// within the first `keys` keys, more than those of the strip before. Strips are short where the
+// number of keys grows, on the diagonal.
+template <class F>
+void for_strips(const TileProducts& tile, F&& f) {
+  constexpr int64_t kStrip = 16;
+  for (int64_t row = 0; row < kTileQueries;) {
+    const int64_t keys = std::min(tile.n, round_up(tile.seen + row + kStrip - 1, kStrip));
+    const int64_t rows = keys == tile.n ? kTileQueries - row : kStrip;
+    f(row, rows, keys);
+    row += rows;
+  }
+}
+
 // Rows [row, row + count) of a head, at tokens [first, first + count) of one tile of queries,
 // against all keys up to each query's own.
 template <class T, class P>
 void attend_tile(const QueryHead& head, const KeysAndValues& kv, int64_t row, int64_t first,
                  int64_t count, float scale) {
   static thread_local Scratch query_scratch, score_scratch, probability_scratch, output_scratch;
-  const TileProducts products{kv.head_dim, kv.type};
   const void* q =
       gather(query_scratch, head.q.from(row), count, kTileQueries, kv.head_dim, kv.type);
   float* scores = score_scratch.get<float>(kTileQueries * kTileKeys);
@@ -33,7 +47,8 @@ void attend_tile(const QueryHead& head, const KeysAndValues& kv, int64_t row, in
   const int64_t last = first + count - 1;
   for (int64_t key = 0; key <= last; key += kTileKeys) {
     const int64_t n = tile_keys(key, last);
-    products.scores(scores, q, kv.key(key), n);
+    const TileProducts products{kv.head_dim, kv.type, n, first - key + 1};
+    products.scores(scores, q, kv.key(key));
     for (int64_t r = 0; r < count; r++) {
       float* row_scores = scores + r * kTileKeys;
       P* row_weights = weights + r * kTileKeys;
@@ -46,7 +61,7 @@ void attend_tile(const QueryHead& head, const KeysAndValues& kv, int64_t row, in
                                                          scale, maximum_so_far, valid, n);
       if (key > 0) scale_run(output + r * kv.head_dim, correction, kv.head_dim);
     }
-    products.weighted_sum(output, weights, kv.value(key), n, key > 0);
+    products.weighted_sum(output, weights, kv.value(key), key > 0);
   }
   for (int64_t r = 0; r < count; r++) {
     scatter(head.y.from(row + r), output + r * kv.head_dim, 1, kv.head_dim, 1.0f / sum[r]);
@@ -66,6 +81,95 @@ void attend_segment(const QueryHead& head, const KeysAndValues& kv, int64_t begi
           head, kv, row, first, count, scale);
       row += count;
     }
+  });
+}
+
+void TileProducts::scores(float* scores_out, const void* a, const void* b) const {
+  if (type != DType::fp32) {
+    gemm({.m = kTileQueries,
+          .n = n,
+          .k = head_dim,
+          .a_stride = head_dim,
+          .b_stride = head_dim,
+          .c_stride = kTileKeys,
+          .b_transposed = true,
+          .inputs = type},
+         a, b, scores_out);
+    return;
+  }
+  for_strips(*this, [&](int64_t row, int64_t rows, int64_t keys) {
+    for (int64_t key = 0; key < keys; key += kKeyStep) {
+      gemm_fp32({.m = rows,
+                 .n = std::min(kKeyStep, keys - key),
+                 .k = head_dim,
+                 .a = static_cast<const float*>(a) + row * head_dim,
+                 .a_row = head_dim,
+                 .a_column = 1,
+                 .b = static_cast<const float*>(b) + key * head_dim,
+                 .b_stride = kKeyStep,
+                 .c = scores_out + row * kTileKeys + key,
+                 .c_stride = kTileKeys});
+    }
+  });
+}
+
+void TileProducts::weighted_sum(float* out, const void* weights, const void* rows,
+                                bool accumulate) const {
+  if (type != DType::fp32) {
+    gemm({.m = kTileQueries,
+          .n = head_dim,
+          .k = n,
+          .a_stride = kTileKeys,
+          .b_stride = head_dim,
+          .c_stride = head_dim,
+          .accumulate = accumulate,
+          .inputs = type},
+         weights, rows, out);
+    return;
+  }
+  for_strips(*this, [&](int64_t row, int64_t count, int64_t keys) {
+    gemm_fp32({.m = count,
+               .n = head_dim,
+               .k = keys,
+               .a = static_cast<const float*>(weights) + row * kTileKeys,
+               .a_row = kTileKeys,
+               .a_column = 1,
+               .b = static_cast<const float*>(rows),
+               .b_stride = head_dim,
+               .c = out + row * head_dim,
+               .c_stride = head_dim,
+               .accumulate = accumulate});
+  });
+}
+
+void TileProducts::add_transposed(float* out, const void* weights, const void* rows) const {
+  if (type != DType::fp32) {
+    gemm({.m = n,
+          .n = head_dim,
+          .k = kTileQueries,
+          .a_stride = kTileKeys,
+          .b_stride = head_dim,
+          .c_stride = head_dim,
+          .a_transposed = true,
+          .accumulate = true,
+          .inputs = type},
+         weights, rows, out);
+    return;
+  }
+  int64_t key = 0;
+  for_strips(*this, [&](int64_t row, int64_t, int64_t keys) {
+    gemm_fp32({.m = keys - key,
+               .n = head_dim,
+               .k = kTileQueries - row,
+               .a = static_cast<const float*>(weights) + row * kTileKeys + key,
+               .a_row = 1,
+               .a_column = kTileKeys,
+               .b = static_cast<const float*>(rows) + row * head_dim,
+               .b_stride = head_dim,
+               .c = out + key * head_dim,
+               .c_stride = head_dim,
+               .accumulate = true});
+    key = keys;
   });
 }
 

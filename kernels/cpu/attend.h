@@ -6,50 +6,21 @@
 // which backward makes the products again.
 namespace lockstep::kernels::cpu {
 
-// Tiles of one head: products of at most kTileQueries queries and kTileKeys keys. Score tiles have
+// Products of one tile of a head: at most kTileQueries queries and kTileKeys keys. Score tiles have
 // kTileKeys elements a row, whatever the number of keys.
 struct TileProducts {
   int64_t head_dim;
   DType type;
+  int64_t n;     // keys, a multiple of kKeyStep
+  int64_t seen;  // keys that query 0 sees, the next sees one more; what none sees may be left out
 
-  // scores (queries, n) = a (queries, D) . b (n, D)
-  void scores(float* scores_out, const void* a, const void* b, int64_t n) const {
-    gemm({.m = kTileQueries,
-          .n = n,
-          .k = head_dim,
-          .a_stride = head_dim,
-          .b_stride = head_dim,
-          .c_stride = kTileKeys,
-          .b_transposed = true,
-          .inputs = type},
-         a, b, scores_out);
-  }
-  // out (queries, D) (+)= weights (queries, n) x rows (n, D)
-  void weighted_sum(float* out, const void* weights, const void* rows, int64_t n,
-                    bool accumulate) const {
-    gemm({.m = kTileQueries,
-          .n = head_dim,
-          .k = n,
-          .a_stride = kTileKeys,
-          .b_stride = head_dim,
-          .c_stride = head_dim,
-          .accumulate = accumulate,
-          .inputs = type},
-         weights, rows, out);
-  }
-  // out (n, D) += weights (queries, n)^T x rows (queries, D)
-  void add_transposed(float* out, const void* weights, const void* rows, int64_t n) const {
-    gemm({.m = n,
-          .n = head_dim,
-          .k = kTileQueries,
-          .a_stride = kTileKeys,
-          .b_stride = head_dim,
-          .c_stride = head_dim,
-          .a_transposed = true,
-          .accumulate = true,
-          .inputs = type},
-         weights, rows, out);
-  }
+  // scores (queries, n) = a (queries, D) . b (n, D), b as as_columns() leaves it. Undefined from
+  // the next multiple of 16 after the last key that a query sees.
+  void scores(float* scores_out, const void* a, const void* b) const;
+  // out (queries, D) (+)= weights (queries, n) x rows (n, D); weights of keys not seen are zero.
+  void weighted_sum(float* out, const void* weights, const void* rows, bool accumulate) const;
+  // out (n, D) += weights (queries, n)^T x rows (queries, D), likewise.
+  void add_transposed(float* out, const void* weights, const void* rows) const;
 };
 
 // Keys of a tile from `first` on, of which queries up to token `last` see the first.
@@ -57,14 +28,21 @@ inline int64_t tile_keys(int64_t first, int64_t last) {
   return std::min(kTileKeys, round_up(last + 1 - first, kKeyStep));
 }
 
-// Keys and values of a key-value head, gathered: rows of zeros follow the last.
+// Keys and values of a key-value head, gathered, as their products read them: keys as columns.
+// Rows of zeros follow the last.
 struct KeysAndValues {
-  const char* keys;
-  const char* values;
+  const void* keys;
+  const void* values;
   int64_t head_dim;
   DType type;
-  const void* key(int64_t u) const { return keys + u * head_dim * size_bytes(type); }
-  const void* value(int64_t u) const { return values + u * head_dim * size_bytes(type); }
+  // From u on, a multiple of kKeyStep.
+  const void* key(int64_t u) const { return from(keys, u); }
+  const void* value(int64_t u) const { return from(values, u); }
+
+ private:
+  const void* from(const void* rows, int64_t u) const {
+    return static_cast<const char*>(rows) + u * head_dim * size_bytes(type);
+  }
 };
 
 // Where the result of one query head goes, and its queries. lse may be null.

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/dropout_factors.h"
 #include "kernels/cpu/math.h"
+#include "kernels/cpu/pack.h"
 #include "kernels/cpu/simd.h"
 
 namespace lockstep::kernels::cpu {
@@ -115,6 +116,17 @@ void gather(void* to, const HeadRows& rows, int64_t count, int64_t filled, int64
     }
   });
   std::memset(out + count * row_bytes, 0, (filled - count) * row_bytes);
+}
+
+const void* as_columns(Scratch& scratch, const void* rows, int64_t count, int64_t head_dim,
+                       DType type) {
+  if (type != DType::fp32) return rows;
+  float* out = scratch.get<float>(count * head_dim);
+  for (int64_t row = 0; row < count; row += kKeyStep) {
+    pack_transposed(out + row * head_dim, static_cast<const float*>(rows) + row * head_dim,
+                    head_dim, kKeyStep, head_dim);
+  }
+  return out;
 }
 
 void scatter(const HeadRows& rows, const float* values, int64_t count, int64_t head_dim,

@@ -35,6 +35,12 @@ const void* gather(Scratch& scratch, const HeadRows& rows, int64_t count, int64_
 void gather(void* out, const HeadRows& rows, int64_t count, int64_t filled, int64_t head_dim,
             DType type);
 
+// Gathered rows in the order in which they are the columns of a product: of fp32, the transpose
+// (D, kKeyStep) of each kKeyStep rows, in `scratch`; `rows` itself of other types. `count` is a
+// multiple of kKeyStep.
+const void* as_columns(Scratch& scratch, const void* rows, int64_t count, int64_t head_dim,
+                       DType type);
+
 // rows[n] = factor * values[n], rounded; values (count, head_dim) without gaps.
 void scatter(const HeadRows& rows, const float* values, int64_t count, int64_t head_dim,
              float factor);
