@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/profile.h"
+#include "core/range.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/products.h"
 #include "kernels/cpu/rows.h"
@@ -16,14 +17,16 @@
 namespace lockstep::kernels::cpu {
 namespace {
 
-// Tokens a chunk: as many as have kLogitsBytes of logits, in whole pieces of the product. Fewer
-// would read and write the weight and its gradient more often than the products take.
+// Tokens a chunk: at most as many as have kLogitsBytes of logits, in whole pieces of the product,
+// and in chunks of nearly equal length. Fewer would read and write the weight and its gradient more
+// often than the products take.
 constexpr int64_t kLogitsBytes = 64 << 20;
 constexpr int64_t kMaxChunk = 1024;
 
-int64_t chunk_rows(int64_t vocab_size) {
-  const int64_t rows = kLogitsBytes / (vocab_size * size_bytes(DType::fp32));
-  return std::clamp(rows / kRowPiece * kRowPiece, kRowPiece, kMaxChunk);
+int64_t chunk_rows(int64_t rows, int64_t vocab_size) {
+  const int64_t fit = kLogitsBytes / (vocab_size * size_bytes(DType::fp32));
+  const int64_t most = std::clamp(fit / kRowPiece * kRowPiece, kRowPiece, kMaxChunk);
+  return round_up(pieces(rows, std::max<int64_t>(1, pieces(rows, most))), kRowPiece);
 }
 
 template <class T>
@@ -52,7 +55,7 @@ void check_shapes(const Tensor& losses, const Tensor& x, const Tensor& weight,
 template <class Body>
 void for_chunks(const Tensor& x, const Tensor& weight, Body body) {
   static thread_local Scratch scratch;
-  const int64_t rows = x.rows(), vocab_size = weight.rows(), chunk = chunk_rows(vocab_size);
+  const int64_t rows = x.rows(), vocab_size = weight.rows(), chunk = chunk_rows(rows, vocab_size);
   const Tensor x_rows = x.reshape({rows, x.cols()});
   float* memory = scratch.get<float>(std::min(rows, chunk) * vocab_size);
   for (int64_t first = 0; first < rows; first += chunk) {
