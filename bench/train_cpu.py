@@ -44,7 +44,7 @@ def output_of(command):
     return measured(command)[0]
 
 
-def lockstep(args, dataset, shape):
+def lockstep(args, dataset, shape, micro_batch=None):
     """Seconds a step, and MiB."""
     layers, width, heads, _, batch, context, steps, warmup = shape
     with tempfile.TemporaryDirectory() as folder:
@@ -52,9 +52,9 @@ def lockstep(args, dataset, shape):
         _, memory = measured([
             args.program, "train", "--data", dataset, "--run", run, "--layers", layers,
             "--hidden-size", width, "--heads", heads, "--context-length", context,
-            "--batch-size", batch, "--micro-batch-size", batch, "--steps", steps + warmup,
-            "--learning-rate", 1e-4, "--precision", args.precision, "--threads", args.threads,
-            "--log-every", 1])
+            "--batch-size", batch, "--micro-batch-size", micro_batch or batch,
+            "--steps", steps + warmup, "--learning-rate", 1e-4, "--precision", args.precision,
+            "--threads", args.threads, "--log-every", 1])
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return statistics.median(line["step_seconds"] for line in lines[warmup:]), memory
 
