@@ -9,6 +9,7 @@
 #include <cstring>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "core/check.h"
@@ -60,12 +61,45 @@ std::string shared_id(Communicator& host) {
   return text;
 }
 
+// While this lives, communicators that NCCL begins have this algorithm. There is no other way:
+// ncclConfig_t has no such field (2.28, nor does 2.19), and a tuner plugin is a library of its own
+// that can only prefer. NCCL keeps most of its variables for the life of a process, but NCCL_ALGO
+// it reads anew for every communicator, when that is tuned (ncclTopoTuneModel): in a thread of its
+// own where the start does not block, so this must live until the communicator is ready.
+class ChosenAlgorithm {
+ public:
+  explicit ChosenAlgorithm(const std::string& algorithm) : chosen_(!algorithm.empty()) {
+    if (!chosen_) return;
+    const char* before = std::getenv(kVariable);
+    if (before != nullptr) before_ = before;
+    setenv(kVariable, algorithm.c_str(), 1);
+  }
+  ~ChosenAlgorithm() {
+    if (!chosen_) return;
+    if (before_) {
+      setenv(kVariable, before_->c_str(), 1);
+    } else {
+      unsetenv(kVariable);
+    }
+  }
+  ChosenAlgorithm(const ChosenAlgorithm&) = delete;
+  ChosenAlgorithm& operator=(const ChosenAlgorithm&) = delete;
+
+ private:
+  static constexpr const char* kVariable = "NCCL_ALGO";
+  const bool chosen_;
+  std::optional<std::string> before_;
+};
+
 }  // namespace
 
 class NcclCommunicator : public Communicator {
  public:
-  NcclCommunicator(Communicator& host, double deadline_s)
-      : host_(host), watch_(host.duplicate()), deadline_s_(deadline_s) {
+  NcclCommunicator(Communicator& host, double deadline_s, std::string algorithm)
+      : host_(host),
+        watch_(host.duplicate()),
+        algorithm_(std::move(algorithm)),
+        deadline_s_(deadline_s) {
     if (size() == 1) return;
     try {
       start(shared_id(host));
@@ -200,7 +234,7 @@ class NcclCommunicator : public Communicator {
 
   std::unique_ptr<Communicator> duplicate() override {
     throw_if_failed();
-    return std::make_unique<NcclCommunicator>(host_, deadline_s_);
+    return std::make_unique<NcclCommunicator>(host_, deadline_s_, algorithm_);
   }
   void set_purpose(const std::string& purpose) override { purpose_ = purpose; }
   void set_deadline(double seconds) override {
@@ -235,6 +269,7 @@ class NcclCommunicator : public Communicator {
     std::memcpy(id.internal, id_text.data(), sizeof id.internal);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;  // no call waits within NCCL, so that a deadline can end every wait
+    const ChosenAlgorithm chosen(algorithm_);
     ncclComm_t communicator = nullptr;
     check_nccl(ncclCommInitRankConfig(&communicator, size(), id, rank(), &config), "starting");
     communicator_ = communicator;
@@ -390,6 +425,7 @@ class NcclCommunicator : public Communicator {
   std::mutex barrier_mutex_;             // guards it
   std::mutex nccl_mutex_;                // guards calls of NCCL, none of which waits for peers
   ncclComm_t communicator_ = nullptr;
+  const std::string algorithm_;  // empty: NCCL chooses
   std::string purpose_;
   std::thread watcher_;
   std::condition_variable changed_;
@@ -400,8 +436,9 @@ class NcclCommunicator : public Communicator {
   bool stopping_ = false;
 };
 
-std::unique_ptr<Communicator> nccl_communicator(Communicator& host, double deadline_s) {
-  return std::make_unique<NcclCommunicator>(host, deadline_s);
+std::unique_ptr<Communicator> nccl_communicator(Communicator& host, double deadline_s,
+                                                const std::string& algorithm) {
+  return std::make_unique<NcclCommunicator>(host, deadline_s, algorithm);
 }
 
 void let_workers_share_gpus(int rank) {

@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <string>
 
 #include "comm/communicator.h"
 #include "core/device.h"
@@ -14,7 +15,11 @@ namespace lockstep {
 // A thread watches what was enqueued: when an operation is not done within the deadline, or NCCL
 // reports that it failed, it aborts NCCL's communicator, so that nothing hangs, and the next call
 // throws DeviceError with the operation's name and the workers that are missing. Collective.
-std::unique_ptr<Communicator> nccl_communicator(Communicator& host, double deadline_s = 600);
+//
+// `algorithm`: "Ring", "Tree" or another of NCCL's names, which then computes every operation of
+// this communicator or refuses it; empty: NCCL chooses one for each.
+std::unique_ptr<Communicator> nccl_communicator(Communicator& host, double deadline_s = 600,
+                                                const std::string& algorithm = "");
 
 // NCCL refuses a GPU that another worker has ("Duplicate GPU detected"), unless it takes them to be
 // on different hosts. This makes it do so, for this worker and from the first communicator on; what

@@ -8,6 +8,7 @@
 #include "launch/allocation.h"
 #include "launch/command.h"
 #include "launch/findings.h"
+#include "launch/gpu_links.h"
 #include "launch/gpus.h"
 #include "launch/machine.h"
 #include "launch/measure.h"
@@ -103,7 +104,7 @@ double expected_tokens_per_second(const std::string& preset_name, const Outlook&
   return (there.cuda ? 1 : kShareOfProducts) * there.flops / training_flops_per_token(model);
 }
 
-json summary(const json& workers, const std::vector<Finding>& findings) {
+json summary(const json& workers, const json& gpu_links, const std::vector<Finding>& findings) {
   const Totals sum = totals(workers);
   json problems = json::array();
   for (const Finding& finding : findings) {
@@ -124,6 +125,7 @@ json summary(const json& workers, const std::vector<Finding>& findings) {
     report["gpu_fp32_flops"] = sum.gpu_fp32_flops;
     report["gpu_bf16_flops"] = sum.gpu_bf16_flops;
   }
+  if (!gpu_links.is_null()) report["gpu_links"] = gpu_links;
   return report;
 }
 
@@ -259,21 +261,23 @@ ExitCode run_doctor(const Arguments& arguments, MpiSession* session) {
   table.parse(arguments);
 
   const json mine = examine(*session, job);
+  const json gpu_links = examine_gpu_links(mine["cuda"], *session);
   const auto all = session->world().gather(mine.dump());
   double fatal = 0;
   if (session->rank() == 0) {
     json workers = json::array();
     for (const auto& text : all) workers.push_back(json::parse(text));
-    const auto findings = find_problems(workers);
+    std::vector<Finding> findings = find_problems(workers);
+    find_in_gpu_links(gpu_links, findings);
     for (const Finding& finding : findings) fatal = finding.fatal ? 1 : fatal;
-    const json report = summary(workers, findings);
+    const json report = summary(workers, gpu_links, findings);
     if (as_json) {
       fmt::print("{}\n", report.dump());
     } else {
       print_hosts(workers);
       print_libraries(workers[0]);
       print_rates(workers);
-      fmt::print("{}", links_text(workers));
+      fmt::print("{}{}", links_text(workers), gpu_links_text(gpu_links));
       print_meaning(workers);
       print_findings(findings);
     }

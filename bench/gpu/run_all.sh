@@ -6,7 +6,8 @@
 #   bench/gpu/run_all.sh [--rehearse] [OUTPUT]    default: bench/results/gpu/DATE-DEVICE
 #
 # Runs from the repository (which it builds) or from a bundle (launch/bundle.sh). --rehearse runs the
-# same on the emulated device, which needs no GPU: a tiny model, no sanitizer, no PyTorch.
+# same on the emulated device, which needs no GPU: a tiny model, no sanitizer, no PyTorch; with
+# LOCKSTEP_EMULATION_DEVICES=2, on two of them.
 #
 # LOCKSTEP_BENCH_PYTHON names a Python that has PyTorch 2 with CUDA (default: python3; the comparison is
 # left out where it has none). Exit code 1 when any part failed.
@@ -29,7 +30,7 @@ else
 fi
 if [ -n "$rehearse" ]; then
   device="emulated device" lockstep=$programs/lockstep-emulated tests=$programs/test_emulated
-  export LOCKSTEP_EMULATION_DEVICES=1
+  export LOCKSTEP_EMULATION_DEVICES=${LOCKSTEP_EMULATION_DEVICES:-1}
 else
   device=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
   [ -n "$device" ] || { echo "nvidia-smi finds no GPU here; --rehearse does without" >&2 && exit 4; }
@@ -85,6 +86,13 @@ grep -q '"gpus":\[{' "$output/doctor_json.log" || {
   echo "the program sees no GPU, so nothing else was run; $output/doctor.log says why" | tee -a "$summary" >&2
   exit 4
 }
+# With a worker on each, for what NCCL reaches between them.
+gpus=$(grep -o '"architecture":' "$output/doctor_json.log" | wc -l)
+if [ "$gpus" -gt 1 ]; then
+  part doctor_nccl 600 mpirun -np "$gpus" "$lockstep" doctor
+else
+  left_out doctor_nccl "it needs several GPUs"
+fi
 
 # 2. Every kernel against its twin on the CPU.
 part kernels 3600 "$tests" --gtest_brief=1

@@ -127,7 +127,7 @@ void ncclComm::meet_all() {
                 &requests_.emplace_back());
     }
   }
-  if (sent_all()) ready = true;
+  if (sent_all()) become_ready();
 }
 
 void ncclComm::meet_maker() {
@@ -144,6 +144,13 @@ void ncclComm::meet_maker() {
               &status);
   if (arrived == 0 || !sent_all()) return;
   MPI_Mrecv(world_ranks.data(), size(), MPI_INT, &message, MPI_STATUS_IGNORE);
+  become_ready();
+}
+
+// The real one reads the variable in a thread that sets the communicator up.
+void ncclComm::become_ready() {
+  const char* chosen = std::getenv("NCCL_ALGO");
+  algorithm = chosen == nullptr ? "" : chosen;
   ready = true;
 }
 

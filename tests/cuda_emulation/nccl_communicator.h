@@ -40,6 +40,7 @@ struct ncclComm {
   std::vector<int> world_ranks;  // in MPI_COMM_WORLD, by rank; negative: not known yet
   cuda_emulation::Meeting meeting{};
   bool blocking = true;
+  std::string algorithm;  // what NCCL_ALGO was when the communicator became ready; empty: not set
   std::atomic<bool> ready{false}, aborted{false}, destroyed{false};
   std::atomic<ncclResult_t> error{ncclSuccess};
   std::atomic<int> polls_left{0};  // in which a call that does not block seems in progress
@@ -74,6 +75,7 @@ struct ncclComm {
   void meet_all();    // as the one who made the meeting
   void meet_maker();  // as one of the others
   bool sent_all();
+  void become_ready();
 
   Hello hello_{};
   bool asked_ = false, answered_ = false;

@@ -126,7 +126,9 @@ TEST_F(Cuda, NcclMissingOrTooOld) {
     options.environment.push_back(std::string("LOCKSTEP_EMULATION_NCCL=") + version);
     expect_error(train("no_nccl", {"--device", "cuda"}, options), 4, {what, "LD_LIBRARY_PATH"});
     EXPECT_FALSE(std::filesystem::exists(world.path("no_nccl")));
-    EXPECT_TRUE(has_problem(doctor(options, 4), what));
+    const json report = doctor(options, 4);
+    EXPECT_TRUE(has_problem(report, what));
+    EXPECT_THAT(report.at("gpu_links").at("obstacle"), HasSubstr(what));
     options.workers = 1;  // which needs none
     EXPECT_EQ(train(std::string("alone") + version, {"--device", "cuda"}, options).code, 0);
   }
@@ -286,12 +288,56 @@ TEST_F(Cuda, DoctorTellsOfTheGpus) {
   }
 }
 
+TEST_F(Cuda, DoctorMeasuresNccl) {
+  const json links = doctor(gpus(2, 2)).at("gpu_links");
+  EXPECT_EQ(links.at("workers"), 2);
+  for (const char* algorithm : {"choice", "ring", "tree"}) {
+    const json& measured = links.at("algorithms").at(algorithm);
+    EXPECT_FALSE(measured.contains("failure"));
+    EXPECT_GE(measured.at("rates").size(), 3u);
+    const json& first = measured.at("rates").at(0);
+    EXPECT_EQ(first.at("size_bytes"), 8);
+    EXPECT_GT(first.at("seconds").get<double>(), 0);
+    EXPECT_EQ(first.at("bus_bytes_per_second"), first.at("algorithm_bytes_per_second"));
+  }
+
+  Options ring = gpus(2, 2);
+  ring.environment.push_back("LOCKSTEP_EMULATION_NCCL_ALGORITHMS=Ring");
+  const Result text = run({"doctor"}, ring);
+  EXPECT_EQ(text.code, 0) << text.err;
+  for (const char* part : {"NCCL's all-reduce over 2 GPUs", "NCCL's choice", "ring", "8 bytes",
+                           "NCCL's all-reduce by tree does not work", "NCCL_ALGO is not Tree"}) {
+    EXPECT_THAT(text.out, HasSubstr(part));
+  }
+
+  Options none = gpus(2, 2);
+  none.environment.push_back("LOCKSTEP_EMULATION_NCCL_ALGORITHMS=");
+  const json report = doctor(none, 4);
+  EXPECT_TRUE(has_problem(report, "NCCL does not work between the GPUs"));
+  EXPECT_FALSE(report.at("gpu_links").at("algorithms").contains("ring"));
+}
+
+// What NCCL would refuse or wait for in vain is not tried.
+TEST_F(Cuda, DoctorSaysWhyItDoesNotMeasureNccl) {
+  const auto obstacle = [](const Options& options, int code) {
+    return doctor(options, code).at("gpu_links").at("obstacle").get<std::string>();
+  };
+  EXPECT_THAT(obstacle(gpus(1, 2), 4), HasSubstr("has no GPU of its own"));
+  EXPECT_THAT(obstacle(gpus(2), 0), HasSubstr("one worker alone"));
+  Options some = gpus(2, 2);
+  some.prelude = "[ $OMPI_COMM_WORLD_RANK = 0 ] || export CUDA_VISIBLE_DEVICES=";
+  const Result text = run({"doctor"}, some);
+  EXPECT_THAT(text.out, HasSubstr("not measured  worker 1 on "));
+  EXPECT_THAT(text.out, HasSubstr("has no GPU to use"));
+}
+
 TEST_F(Cuda, DoctorWithoutAGpu) {
   const json report = doctor({});
   const json cuda = report.at("workers")[0].at("cuda");
   if (!cuda.at("gpus").empty()) GTEST_SKIP() << "there is a GPU here";
   EXPECT_EQ(report.at("device"), "cpu");
   EXPECT_FALSE(report.contains("gpu_bf16_flops"));
+  EXPECT_FALSE(report.contains("gpu_links"));
   EXPECT_TRUE(has_problem(report, cuda.at("driver") == 0 ? "no NVIDIA driver" : "GPU"));
   // Of the libraries themselves, which answer without a driver.
   EXPECT_NE(cuda.at("nccl").at("loaded"), "");
