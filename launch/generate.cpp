@@ -79,7 +79,7 @@ void refuse_both(const OptionTable& table, const char* one,
 }
 
 void refuse_contradictions(const OptionTable& table, const GenerateOptions& o, int workers) {
-  refuse_both(table, "interactive", {"prompt", "prompt-file", "output", "json"});
+  refuse_both(table, "interactive", {"prompt", "prompt-file", "batch-size", "output", "json"});
   refuse_both(table, "output", {"json", "verbose"});
   if (o.interactive) require_terminal();
   if (workers > 1 && o.output.empty()) {
@@ -221,8 +221,9 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   add_draft(generator, o, draft);
   const Tokenizer& tokenizer = generator.tokenizer();
   StatisticsPrinter statistics(compute.device);
+  const BatchLimits batch = limits(o, compute.device, session ? session->local_size() : 1);
   if (o.interactive) {
-    run_interactive(generator, resolve({"", o.request, 0, ""}, tokenizer),
+    run_interactive(generator, resolve({"", o.request, 0, ""}, tokenizer), batch,
                     o.verbose ? &statistics : nullptr, *interrupts);
     return ExitCode::done;
   }
@@ -231,7 +232,6 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   for (const Request& request : requests) {
     resolved.push_back({request.prompt, resolve(request, tokenizer), request.stream_index});
   }
-  const BatchLimits batch = limits(o, compute.device, session ? session->local_size() : 1);
   if (file) return file->run(generator, resolved, batch);
   CompletionOutput(o.json ? OutputFormat::json : OutputFormat::text, tokenizer,
                    o.verbose ? &statistics : nullptr)
