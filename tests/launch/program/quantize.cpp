@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <fstream>
+
 #include "tests/launch/program/world.h"
 
 namespace lockstep::black_box {
@@ -8,6 +10,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::HasSubstr;
+using testing::Not;
 
 World& world = World::get();
 
@@ -26,7 +29,7 @@ struct Quantize : testing::Test {
     return folder;
   }
   static Result quantize(const Arguments& more, const fs::path& from = wide()) {
-    Arguments arguments{"checkpoint", "quantize", from, "--threads", "1", "--precision", "fp32"};
+    Arguments arguments{"checkpoint", "quantize", from, "--threads", "1"};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return run(arguments);
   }
@@ -39,6 +42,21 @@ struct Quantize : testing::Test {
     }
     return file;
   }
+  // Sets all values of a tensor of fp32. The file begins with the size of its header.
+  static void fill(const fs::path& safetensors, const std::string& tensor, float value) {
+    std::fstream file(safetensors, std::ios::in | std::ios::out | std::ios::binary);
+    uint64_t size = 0;
+    file.read(reinterpret_cast<char*>(&size), sizeof(size));
+    std::string header(size, ' ');
+    file.read(header.data(), static_cast<std::streamsize>(size));
+    const json offsets = json::parse(header).at(tensor).at("data_offsets");
+    const uint64_t begin = offsets[0], end = offsets[1];
+    const std::vector<float> values((end - begin) / sizeof(value), value);
+    file.seekp(static_cast<std::streamoff>(sizeof(size) + size + begin));
+    file.write(reinterpret_cast<const char*>(values.data()),
+               static_cast<std::streamsize>(end - begin));
+    ASSERT_TRUE(file.good());
+  }
   static json evaluated(const fs::path& where) {
     const Result result = run({"evaluate", "--checkpoint", where, "--data", world.data(), "--json",
                                "--precision", "fp32"});
@@ -50,8 +68,9 @@ struct Quantize : testing::Test {
 // The figures of the report are those of evaluate: two orders of the same sums in fp32.
 TEST_F(Quantize, TheReportSaysWhatEvaluateSays) {
   const fs::path file = world.path("four.h5");
-  const Result made = quantize({"--bits", "4", "--group-size", "32", "--output", file,
-                                "--calibrate", world.data(), "--evaluation-tokens", "0", "--json"});
+  const Result made =
+      quantize({"--bits", "4", "--group-size", "32", "--output", file, "--calibrate", world.data(),
+                "--evaluation-tokens", "0", "--json", "--precision", "fp32"});
   ASSERT_EQ(made.code, 0) << made.err;
   EXPECT_THAT(made.err, HasSubstr("layer 2 of 2"));
   const json report = json::parse(made.out);
@@ -72,8 +91,9 @@ TEST_F(Quantize, TheReportSaysWhatEvaluateSays) {
 }
 
 TEST_F(Quantize, ATableForPeople) {
-  const Result made = quantize({"--bits", "8", "--group-size", "32", "--output",
-                                world.path("table.h5"), "--evaluate", world.data()});
+  const Result made =
+      quantize({"--bits", "8", "--group-size", "32", "--output", world.path("table.h5"),
+                "--evaluate", world.data(), "--precision", "fp32"});
   ASSERT_EQ(made.code, 0) << made.err;
   for (const char* part : {"table.h5: ", "of 9.25 bits", "perplexity", "before (fp32)",
                            "KL divergence", "top-1 agreement", "tokens"}) {
@@ -119,7 +139,35 @@ TEST_F(Quantize, WrongUsage) {
                {"--calibration-tokens needs --calibrate"});
   expect_error(quantize({"--bits", "8", "--evaluation-tokens", "5", "--output", out}), 2,
                {"--evaluation-tokens needs --evaluate"});
+  expect_error(quantize({"--bits", "8", "--precision", "fp32", "--output", out}), 2,
+               {"--precision needs --evaluate"});
   EXPECT_FALSE(fs::exists(out));
+}
+
+// Known before anything takes time: calibration says each layer that it has done.
+TEST_F(Quantize, AnOutputThatCannotBeMade) {
+  for (const fs::path& out : {world.path("no-folder") / "four.h5", world.text() / "four.h5"}) {
+    const Result result = quantize(
+        {"--bits", "4", "--group-size", "32", "--output", out, "--calibrate", world.data()});
+    expect_error(result, 3, {"cannot create " + out.string() + ": "});
+    EXPECT_THAT(result.err, Not(HasSubstr("layer")));
+  }
+}
+
+// So that the same command does not find a file in its way, which nobody could compare.
+TEST_F(Quantize, AFailedReportLeavesNoFile) {
+  const fs::path folder = world.path("huge"), model = world.path("huge.h5"),
+                 out = world.path("never.h5");
+  ASSERT_EQ(run({"checkpoint", "export", wide(), "--format", "hf", "--output", folder}).code, 0);
+  fill(folder / "model.safetensors", "transformer.wte.weight", 3e38f);
+  ASSERT_EQ(run({"checkpoint", "import", folder, "--output", model}).code, 0);
+  for (int round = 0; round < 2; round++) {
+    expect_error(
+        quantize({"--bits", "8", "--group-size", "32", "--output", out, "--evaluate", world.data()},
+                 model),
+        3, {"not finite"});
+    EXPECT_FALSE(fs::exists(out));
+  }
 }
 
 TEST_F(Quantize, WhatItIsNotFor) {
