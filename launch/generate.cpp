@@ -78,6 +78,13 @@ void refuse_both(const OptionTable& table, const char* one,
   }
 }
 
+// Nothing else shows them. `origin`: where the options stand, to precede an error.
+void check_logprobs_are_shown(const GenerateOptions& o, const RequestOptions& request,
+                              const std::string& origin) {
+  if (!request.sampling.logprobs || o.json || !o.output.empty()) return;
+  throw UsageError("{}--logprobs is part of the JSON output: add --json or --output FILE", origin);
+}
+
 void refuse_contradictions(const OptionTable& table, const GenerateOptions& o, int workers) {
   refuse_both(table, "interactive", {"prompt", "prompt-file", "batch-size", "output", "json"});
   refuse_both(table, "output", {"json", "verbose"});
@@ -90,9 +97,7 @@ void refuse_contradictions(const OptionTable& table, const GenerateOptions& o, i
   if (!o.output.empty() && o.prompts.empty() && o.prompt_file.empty()) {
     throw UsageError("--output needs prompts by --prompt-file FILE or --prompt TEXT");
   }
-  if (table.given("logprobs") && !o.json && o.output.empty()) {
-    throw UsageError("--logprobs is part of the JSON output: add --json or --output FILE");
-  }
+  check_logprobs_are_shown(o, o.request, "");
   validate(o.request.sampling);
 }
 
@@ -110,6 +115,7 @@ std::vector<Request> gather_requests(const GenerateOptions& o) {
   }
   if (!o.prompt_file.empty()) {
     for (Request& request : read_requests(o.prompt_file, o.request, requests.size())) {
+      check_logprobs_are_shown(o, request.options, request.origin);
       requests.push_back(std::move(request));
     }
   }

@@ -130,41 +130,47 @@ std::vector<std::pair<std::string, std::string>> values(RequestOptions o) {
 
 namespace {
 
-// As the value of an option. A text in a list of tokens is one between quotes: never an id.
-std::string option_text(const json& value, bool token) {
-  if (value.is_number()) return value.dump();
-  if (!value.is_string()) throw std::invalid_argument("a number or a text is needed");
-  return token ? fmt::format("\"{}\"", value.get<std::string>()) : value.get<std::string>();
+// The list that an option fills; null: it fills none.
+std::vector<std::string>* list_named(const std::string& option, RequestOptions& o) {
+  if (option == "stop") return &o.sampling.stop;
+  if (option == "force-first") return &o.force_first;
+  if (option == "forbid") return &o.forbid;
+  if (option == "forbid-first") return &o.forbid_first;
+  return nullptr;
 }
 
-// The values of a field, one for each time that its option would be given.
-std::vector<std::string> option_texts(const std::string& option, const json& value) {
-  std::vector<std::string> all;
-  if (option == "logit-bias") {
-    if (!value.is_object()) throw std::invalid_argument("an object {TOKEN: BIAS} is needed");
-    for (const auto& [token, bias] : value.items()) {
-      all.push_back(token + '=' + option_text(bias, false));
-    }
-  } else if (option == "early-stopping" && value.is_boolean()) {
-    all.push_back(value.dump());
-  } else if (value.is_array()) {
-    for (const json& one : value) all.push_back(option_text(one, option != "stop"));
-  } else {
-    all.push_back(option_text(value, option.starts_with("for")));
+// As the option is typed. A text in a list of tokens is one between quotes: never an id.
+std::string list_item(const std::string& option, const json& value) {
+  const bool tokens = option != "stop";
+  if (value.is_string()) {
+    const auto text = value.get<std::string>();
+    return tokens ? fmt::format("\"{}\"", text) : text;
   }
-  return all;
+  if (tokens && value.is_number_unsigned()) return value.dump();
+  throw UsageError(
+      "--{} {}: {} is needed", option, value.dump(),
+      tokens ? "a token, by its id (a whole number of at least 0) or text," : "a text");
 }
 
-// What a request says of a list replaces the list of the command line.
-void clear_list(const std::string& option, RequestOptions& o) {
-  if (option == "stop") o.sampling.stop.clear();
-  if (option == "logit-bias") o.logit_bias.clear();
-  if (option == "force-first") o.force_first.clear();
-  if (option == "forbid") o.forbid.clear();
-  if (option == "forbid-first") o.forbid_first.clear();
+void read_list(const std::string& option, const json& value, std::vector<std::string>& list) {
+  list.clear();  // those of the command line
+  if (!value.is_array()) return list.push_back(list_item(option, value));
+  for (const json& one : value) list.push_back(list_item(option, one));
 }
 
-// The fields of one request but the prompt, as if they stood on a command line.
+void read_biases(const json& value, RequestOptions& o) {
+  if (!value.is_object()) throw UsageError("logit_bias: an object {{TOKEN: BIAS}} is needed");
+  o.logit_bias.clear();
+  for (const auto& [token, bias] : value.items()) {
+    if (!bias.is_number()) {
+      throw UsageError("--logit-bias {}={}: a number is needed", token, bias.dump());
+    }
+    o.logit_bias.emplace_back(token, bias.get<double>());
+  }
+}
+
+// The fields of one request but the prompt: lists, and what could stand on a command line. No
+// option there takes a list or an object, so that they are refused with all that does not fit.
 void read_fields(const json& object, Request& request) {
   std::vector<std::string> arguments;
   for (const auto& [name, value] : object.items()) {
@@ -174,15 +180,13 @@ void read_fields(const json& object, Request& request) {
     if (option == "greedy") {
       if (!value.is_boolean()) throw UsageError("{}: true or false is needed", name);
       request.options.sampling.greedy = value.get<bool>();
-      continue;
-    }
-    clear_list(option, request.options);
-    try {
-      for (const std::string& text : option_texts(option, value)) {
-        arguments.push_back(fmt::format("--{}={}", option, text));
-      }
-    } catch (const std::invalid_argument& problem) {
-      throw UsageError("{}: {}", name, problem.what());
+    } else if (option == "logit-bias") {
+      read_biases(value, request.options);
+    } else if (auto* list = list_named(option, request.options)) {
+      read_list(option, value, *list);
+    } else {
+      arguments.push_back(fmt::format("--{}={}", option,
+                                      value.is_string() ? value.get<std::string>() : value.dump()));
     }
   }
   OptionTable table("lockstep generate", "", "");

@@ -142,9 +142,24 @@ TEST_F(Requests, ErrorsNameFileAndLine) {
   EXPECT_THAT(of(R"("checkpoint": "x")"), says("unknown option --checkpoint"));
   EXPECT_THAT(of(R"("greedy": 1)"), says("greedy: true or false is needed"));
   EXPECT_THAT(of(R"("greedy": true, "top_p": 0.5)"), says("--greedy contradicts --top-p 0.5"));
-  EXPECT_THAT(of(R"("stop": [true])"), says("stop: a number or a text is needed"));
+  EXPECT_THAT(of(R"("stop": [true])"), says("--stop true: a text is needed"));
+  EXPECT_THAT(of(R"("stop": 5)"), says("--stop 5: a text is needed"));
+  // Lists are for texts and tokens, whatever stands in them.
+  EXPECT_THAT(of(R"("tempature": [])"), says("did you mean --temperature?"));
+  for (const char* list : {"[]", "[5]", "[5, 6]"}) {
+    EXPECT_THAT(of(fmt::format("\"top_k\": {}", list)), says("a whole number of at least 0"));
+    EXPECT_THAT(of(fmt::format("\"prompts\": {}", list)), says("unknown option --prompts"));
+  }
+  EXPECT_THAT(of(R"("early_stopping": [true])"), says("one of true, false, never is needed"));
+  EXPECT_THAT(of(R"("logprobs": null)"), says("--logprobs null: a whole number"));
+  for (const char* tokens :
+       {"-1", "[-1]", "5.5", "[5.5]", "[5.0]", "true", "[65, null]", "[[5]]"}) {
+    EXPECT_THAT(of(fmt::format("\"forbid\": {}", tokens)),
+                says("a token, by its id (a whole number of at least 0) or text, is needed"));
+  }
   EXPECT_THAT(of(R"("stop": "")"), says("--stop"));
   EXPECT_THAT(of(R"("logit_bias": [[1, 2]])"), says("logit_bias: an object"));
+  EXPECT_THAT(of(R"("logit_bias": {"a": "b=3"})"), says("a number is needed"));
   EXPECT_THAT(of(R"("logit_bias": {"1": 1e9})"), says("from -1000000 to 1000000"));
   EXPECT_THAT(of(R"("forbid": "abc")"),
               says("--forbid 'abc': this is 3 tokens (97 'a', 98 'b', 99 'c'); one is needed"));

@@ -159,6 +159,11 @@ TEST_F(Sampling, Contradictions) {
   refused({"--no-repeat-ngram-size"}, {"--no-repeat-ngram-size needs a value: N"});
   refused({"--no-repeat-ngram", "2"}, {"did you mean --no-repeat-ngram-size?"});
   refused({"--logit-bias", "a"}, {"--logit-bias a: TOKEN=BIAS is needed"});
+  const auto file =
+      world.write("logprobs.jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": \"a\", \"logprobs\": 2}\n");
+  expect_error(generate({"--prompt-file", file}), 2,
+               {"logprobs.jsonl:2: --logprobs is part of the JSON output", "add --json"});
+  EXPECT_EQ(generate({"--prompt-file", file, "--json"}).code, 0);
   // What only the model's tokenizer can tell.
   expect_error(generate({"--prompt", "a", "--forbid", "abc"}), 2, {"this is 3 tokens (97 'a'"});
   expect_error(generate({"--prompt", "a", "--logit-bias", "300=1"}), 2,
