@@ -78,8 +78,15 @@ void refuse_both(const OptionTable& table, const char* one,
   }
 }
 
+// Nothing else shows them. `origin`: where the options stand, to precede an error.
+void check_logprobs_are_shown(const GenerateOptions& o, const RequestOptions& request,
+                              const std::string& origin) {
+  if (!request.sampling.logprobs || o.json || !o.output.empty()) return;
+  throw UsageError("{}--logprobs is part of the JSON output: add --json or --output FILE", origin);
+}
+
 void refuse_contradictions(const OptionTable& table, const GenerateOptions& o, int workers) {
-  refuse_both(table, "interactive", {"prompt", "prompt-file", "output", "json"});
+  refuse_both(table, "interactive", {"prompt", "prompt-file", "batch-size", "output", "json"});
   refuse_both(table, "output", {"json", "verbose"});
   if (o.interactive) require_terminal();
   if (workers > 1 && o.output.empty()) {
@@ -90,9 +97,7 @@ void refuse_contradictions(const OptionTable& table, const GenerateOptions& o, i
   if (!o.output.empty() && o.prompts.empty() && o.prompt_file.empty()) {
     throw UsageError("--output needs prompts by --prompt-file FILE or --prompt TEXT");
   }
-  if (table.given("logprobs") && !o.json && o.output.empty()) {
-    throw UsageError("--logprobs is part of the JSON output: add --json or --output FILE");
-  }
+  check_logprobs_are_shown(o, o.request, "");
   validate(o.request.sampling);
 }
 
@@ -110,6 +115,7 @@ std::vector<Request> gather_requests(const GenerateOptions& o) {
   }
   if (!o.prompt_file.empty()) {
     for (Request& request : read_requests(o.prompt_file, o.request, requests.size())) {
+      check_logprobs_are_shown(o, request.options, request.origin);
       requests.push_back(std::move(request));
     }
   }
@@ -221,8 +227,9 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   add_draft(generator, o, draft);
   const Tokenizer& tokenizer = generator.tokenizer();
   StatisticsPrinter statistics(compute.device);
+  const BatchLimits batch = limits(o, compute.device, session ? session->local_size() : 1);
   if (o.interactive) {
-    run_interactive(generator, resolve({"", o.request, 0, ""}, tokenizer),
+    run_interactive(generator, resolve({"", o.request, 0, ""}, tokenizer), batch,
                     o.verbose ? &statistics : nullptr, *interrupts);
     return ExitCode::done;
   }
@@ -231,7 +238,6 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   for (const Request& request : requests) {
     resolved.push_back({request.prompt, resolve(request, tokenizer), request.stream_index});
   }
-  const BatchLimits batch = limits(o, compute.device, session ? session->local_size() : 1);
   if (file) return file->run(generator, resolved, batch);
   CompletionOutput(o.json ? OutputFormat::json : OutputFormat::text, tokenizer,
                    o.verbose ? &statistics : nullptr)

@@ -86,7 +86,8 @@ void require_terminal() {
 }
 
 void run_interactive(Generator& generator, const SamplingOptions& options,
-                     StatisticsPrinter* statistics, const Interrupts& interrupts) {
+                     const BatchLimits& limits, StatisticsPrinter* statistics,
+                     const Interrupts& interrupts) {
   fmt::print(stderr,
              "Type the beginning of a text. Ctrl-C stops what is being written, Ctrl-D leaves.\n");
   phase = Phase::typing;
@@ -95,8 +96,7 @@ void run_interactive(Generator& generator, const SamplingOptions& options,
     if (prompt->empty()) continue;
     phase = Phase::writing;
     try {
-      output.run(generator, {{*prompt, options, place}}, BatchLimits(),
-                 [&] { return interrupts.take(); });
+      output.run(generator, {{*prompt, options, place}}, limits, [&] { return interrupts.take(); });
     } catch (const UsageError& error) {  // the prompt's; the next may do
       fmt::print(stderr, "{}\n", error.what());
     }

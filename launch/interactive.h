@@ -31,6 +31,7 @@ void require_terminal();
 // Ctrl-C ends the text that is being written; where none is, the line that is being typed.
 // A prompt's place among those typed keys its random numbers. `statistics`: null for none.
 void run_interactive(Generator& generator, const SamplingOptions& options,
-                     StatisticsPrinter* statistics, const Interrupts& interrupts);
+                     const BatchLimits& limits, StatisticsPrinter* statistics,
+                     const Interrupts& interrupts);
 
 }  // namespace lockstep::launch

@@ -18,15 +18,17 @@ std::optional<T> parse_number(const std::string& text) {
   return value;
 }
 
+// To follow "a number".
 std::string words(const Interval& interval) {
+  if (interval.low == -kUnlimited && interval.high == kUnlimited) return "";
   const std::string low =
-      fmt::format("{} {}", interval.open_low ? "above" : "of at least", interval.low);
+      fmt::format(" {} {}", interval.open_low ? "above" : "of at least", interval.low);
   if (interval.high == kUnlimited) return low;
   if (interval.open_low || interval.open_high) {
     return fmt::format("{} and {} {}", low, interval.open_high ? "below" : "at most",
                        interval.high);
   }
-  return fmt::format("from {} to {}", interval.low, interval.high);
+  return fmt::format(" from {} to {}", interval.low, interval.high);
 }
 
 }  // namespace
@@ -34,6 +36,7 @@ std::string words(const Interval& interval) {
 int64_t to_integer(const std::string& text, int64_t low, int64_t high) {
   const auto value = parse_number<int64_t>(text);
   if (value && *value >= low && *value <= high) return *value;
+  if (low == -kManyItems && high == kManyItems) refuse("a whole number is needed");
   if (high == kManyItems) refuse(fmt::format("a whole number of at least {} is needed", low));
   refuse(fmt::format("a whole number from {} to {} is needed", low, high));
 }
@@ -49,7 +52,7 @@ double to_real(const std::string& text, const Interval& interval) {
   const bool inside = value && std::isfinite(*value) &&
                       (interval.open_low ? *value > interval.low : *value >= interval.low) &&
                       (interval.open_high ? *value < interval.high : *value <= interval.high);
-  if (!inside) refuse(fmt::format("a number {} is needed", words(interval)));
+  if (!inside) refuse(fmt::format("a number{} is needed", words(interval)));
   return *value;
 }
 

@@ -31,10 +31,11 @@ struct Interval {
   double low, high;
   bool open_low = false, open_high = false;
 };
-inline constexpr double kUnlimited = 1e300;  // as a high end
+inline constexpr double kUnlimited = 1e300;  // as a high end, and -kUnlimited as a low one
+inline constexpr Interval kAnyNumber{-kUnlimited, kUnlimited, false, false};
 inline constexpr Interval kPositive{0, kUnlimited, true, false};
 inline constexpr Interval kNotNegative{0, kUnlimited, false, false};
-inline constexpr int64_t kManyItems = int64_t{1} << 53;
+inline constexpr int64_t kManyItems = int64_t{1} << 53;  // no limit, and -kManyItems no low one
 
 // Text to number; throw std::invalid_argument.
 int64_t to_integer(const std::string& text, int64_t low, int64_t high);

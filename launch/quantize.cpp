@@ -1,5 +1,9 @@
 #include "inference/quantize.h"
 
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -58,8 +62,19 @@ void refuse_contradictions(const OptionTable& table, const QuantizeOptions& o) {
   if (table.given("evaluation-tokens") && o.evaluation.empty()) {
     throw UsageError("--evaluation-tokens needs --evaluate DATASET or --calibrate DATASET");
   }
-  if (std::filesystem::exists(o.output)) {  // before anything takes time
-    throw UsageError("{} exists: remove it or name another output", o.output.string());
+  if (table.given("precision") && o.evaluation.empty()) {
+    throw UsageError("--precision needs --evaluate DATASET or --calibrate DATASET");
+  }
+}
+
+// Before anything takes time.
+void check_output(const std::filesystem::path& output) {
+  if (std::filesystem::exists(output)) {
+    throw UsageError("{} exists: remove it or name another output", output.string());
+  }
+  const std::filesystem::path folder = output.has_parent_path() ? output.parent_path() : ".";
+  if (::access((folder / ".").c_str(), W_OK | X_OK) != 0) {
+    throw DataError("cannot create {}: {}", output.string(), std::strerror(errno));
   }
 }
 
@@ -120,6 +135,21 @@ void print_table(const QuantizeOptions& o, const Sizes& sizes, DType precision,
   fmt::print("{:<17}{} (split validation)\n", "tokens", grouped(c.tokens));
 }
 
+// Of the checkpoint with the file made of it, which does not stay when they cannot be compared: the
+// same command would be refused because of it.
+Comparison compare_output(const QuantizeOptions& o, const Checkpoint& checkpoint,
+                          const Dataset& dataset, DType precision) {
+  try {
+    return compare(checkpoint.info().model, Weights(checkpoint, precision),
+                   Weights(Checkpoint::open(o.output), precision), dataset.split("validation"),
+                   o.evaluation_tokens);
+  } catch (...) {
+    std::error_code ignored;
+    std::filesystem::remove(o.output, ignored);
+    throw;
+  }
+}
+
 Dataset open_dataset(const std::filesystem::path& folder, const Checkpoint& checkpoint,
                      const char* split) {
   Dataset dataset = Dataset::open(folder);
@@ -139,6 +169,7 @@ ExitCode run_quantize(const Arguments& arguments) {
   table.require("output");
   if (o.evaluation.empty()) o.evaluation = o.calibration;
   refuse_contradictions(table, o);
+  check_output(o.output);
   start_threads(o.threads, nullptr);
   const DType precision = resolve_precision(o.precision, fast_bf16(Device::cpu, nullptr));
 
@@ -161,11 +192,7 @@ ExitCode run_quantize(const Arguments& arguments) {
   write_quantized(checkpoint, o.quantization, matrices, o.output);
 
   std::optional<Comparison> comparison;
-  if (evaluation) {
-    comparison = compare(model, Weights(checkpoint, precision),
-                         Weights(Checkpoint::open(o.output), precision),
-                         evaluation->split("validation"), o.evaluation_tokens);
-  }
+  if (evaluation) comparison = compare_output(o, checkpoint, *evaluation, precision);
   const Sizes sizes = sizes_of(matrices, checkpoint.table(), o.output);
   if (o.json) {
     print_json(o, sizes, precision, comparison);

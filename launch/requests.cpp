@@ -12,11 +12,14 @@ namespace {
 
 using nlohmann::json;
 
-// Biases beyond this are refused (inference/sampling_options.h).
-constexpr Interval kBias{-1e6, 1e6};
-constexpr Interval kRepetition{1e-6, 1e6};
-constexpr Interval kPenalty{-2, 2};
-constexpr Interval kShare{0, 1};
+// Which numbers are in range, `validate` says (inference/sampling_options.h).
+template <class Field>
+OptionValue any_integer(Field& field, std::string placeholder = "N") {
+  return integer(field, -kManyItems, kManyItems, std::move(placeholder));
+}
+OptionValue any_real(double& field, std::string placeholder = "X") {
+  return real(field, kAnyNumber, std::move(placeholder));
+}
 
 // TOKEN=BIAS, several times. The last equals sign counts: the token may be one.
 OptionValue biases(std::vector<std::pair<std::string, double>>& field) {
@@ -25,7 +28,7 @@ OptionValue biases(std::vector<std::pair<std::string, double>>& field) {
     if (equals == std::string::npos || equals == 0) {
       throw std::invalid_argument("TOKEN=BIAS is needed, as in 464=-2.5");
     }
-    field.emplace_back(s.substr(0, equals), to_real(s.substr(equals + 1), kBias));
+    field.emplace_back(s.substr(0, equals), to_real(s.substr(equals + 1), kAnyNumber));
   };
   return {.placeholder = "TOKEN=BIAS",
           .set = set,
@@ -35,18 +38,18 @@ OptionValue biases(std::vector<std::pair<std::string, double>>& field) {
 
 void add_choice_options(OptionTable& table, SamplingOptions& s) {
   table.group("Sampling");
-  table.add("max-tokens", integer(s.max_tokens, 1), "most tokens to write a prompt (default 128)");
+  table.add("max-tokens", any_integer(s.max_tokens), "most tokens to write a prompt (default 128)");
   table.add("greedy", flag(s.greedy), "always take the likeliest token");
-  table.add("temperature", real(s.temperature, kNotNegative),
+  table.add("temperature", any_real(s.temperature),
             "below 1 prefers likely tokens, above 1 evens them out; 0: greedy (default 1)");
-  table.add("top-k", integer(s.top_k, 0, kManyItems, "K"),
+  table.add("top-k", any_integer(s.top_k, "K"),
             "sample from the K likeliest tokens; 0: all (default 0)");
-  table.add("top-p", real(s.top_p, kShare, "P"),
+  table.add("top-p", any_real(s.top_p, "P"),
             "sample from the likeliest tokens that together have probability P; 0: the likeliest "
             "(default 1)");
-  table.add("min-p", real(s.min_p, kShare, "P"),
+  table.add("min-p", any_real(s.min_p, "P"),
             "sample from tokens at least P times as likely as the likeliest (default 0)");
-  table.add("typical-p", real(s.typical_p, {0, 1, true, false}, "P"),
+  table.add("typical-p", any_real(s.typical_p, "P"),
             "sample from the tokens that are about as surprising as is to be expected and together "
             "have probability P (default 1)");
   table.add("seed", seed(s.seed), "of the sampling; the same seed gives the same text (default 0)");
@@ -55,10 +58,10 @@ void add_choice_options(OptionTable& table, SamplingOptions& s) {
 
 void add_beam_options(OptionTable& table, BeamOptions& b) {
   table.group("Beam search");
-  table.add("num-beams", integer(b.num_beams, 1),
+  table.add("num-beams", any_integer(b.num_beams),
             "keep the N likeliest texts, and let each grow by its likeliest tokens; 1: no beam "
             "search (default 1)");
-  table.add("length-penalty", real(b.length_penalty, {-100, 100}),
+  table.add("length-penalty", any_real(b.length_penalty),
             "compare ended texts by the sum of their log-probabilities divided by their length to "
             "this power (default 1)");
   table.add("early-stopping",
@@ -69,12 +72,12 @@ void add_beam_options(OptionTable& table, BeamOptions& b) {
                    "true|false|never"),
             "with N ended texts end at once, when a better one is unlikely, or when there can be "
             "none (default false)");
-  table.add("num-return-sequences", integer(b.num_return_sequences, 1),
+  table.add("num-return-sequences", any_integer(b.num_return_sequences),
             "show the best so many texts (default 1)");
-  table.add("num-beam-groups", integer(b.num_groups, 1),
+  table.add("num-beam-groups", any_integer(b.num_groups),
             "part the beams into so many groups, which are to differ (default 1)");
   table.add(
-      "diversity-penalty", real(b.diversity_penalty, {0, 100}),
+      "diversity-penalty", any_real(b.diversity_penalty),
       "subtracted from a token's log-probability for each beam of an earlier group that chose "
       "it in the same place (default 0)");
 }
@@ -86,14 +89,14 @@ void add_request_options(OptionTable& table, RequestOptions& o) {
   add_choice_options(table, s);
   add_beam_options(table, s.beams);
   table.group("Penalties and bans (TOKEN: an id, or a text that is one token)");
-  table.add("repetition-penalty", real(s.repetition_penalty, kRepetition),
+  table.add("repetition-penalty", any_real(s.repetition_penalty),
             "divides the logits of tokens of the prompt and the text where they are positive, else "
             "multiplies them; 1: none (default 1)");
-  table.add("presence-penalty", real(s.presence_penalty, kPenalty),
+  table.add("presence-penalty", any_real(s.presence_penalty),
             "subtracted from the logits of tokens of the text (default 0)");
-  table.add("frequency-penalty", real(s.frequency_penalty, kPenalty),
+  table.add("frequency-penalty", any_real(s.frequency_penalty),
             "subtracted as often as a token is in the text (default 0)");
-  table.add("no-repeat-ngram-size", integer(s.no_repeat_ngram_size, 0),
+  table.add("no-repeat-ngram-size", any_integer(s.no_repeat_ngram_size),
             "no N tokens follow each other twice, the prompt included; 0: they may (default 0)");
   table.add("logit-bias", biases(o.logit_bias),
             "added to this token's logit; may be given several times");
@@ -105,7 +108,7 @@ void add_request_options(OptionTable& table, RequestOptions& o) {
 }
 
 void add_logprobs_option(OptionTable& table, RequestOptions& o) {
-  table.add("logprobs", integer(o.sampling.logprobs, 0),
+  table.add("logprobs", any_integer(o.sampling.logprobs),
             "with --json or --output: logprobs too, of each token, and of the N likeliest in its "
             "place, as the "
             "model has them before any option changes them");
@@ -130,41 +133,47 @@ std::vector<std::pair<std::string, std::string>> values(RequestOptions o) {
 
 namespace {
 
-// As the value of an option. A text in a list of tokens is one between quotes: never an id.
-std::string option_text(const json& value, bool token) {
-  if (value.is_number()) return value.dump();
-  if (!value.is_string()) throw std::invalid_argument("a number or a text is needed");
-  return token ? fmt::format("\"{}\"", value.get<std::string>()) : value.get<std::string>();
+// The list that an option fills; null: it fills none.
+std::vector<std::string>* list_named(const std::string& option, RequestOptions& o) {
+  if (option == "stop") return &o.sampling.stop;
+  if (option == "force-first") return &o.force_first;
+  if (option == "forbid") return &o.forbid;
+  if (option == "forbid-first") return &o.forbid_first;
+  return nullptr;
 }
 
-// The values of a field, one for each time that its option would be given.
-std::vector<std::string> option_texts(const std::string& option, const json& value) {
-  std::vector<std::string> all;
-  if (option == "logit-bias") {
-    if (!value.is_object()) throw std::invalid_argument("an object {TOKEN: BIAS} is needed");
-    for (const auto& [token, bias] : value.items()) {
-      all.push_back(token + '=' + option_text(bias, false));
-    }
-  } else if (option == "early-stopping" && value.is_boolean()) {
-    all.push_back(value.dump());
-  } else if (value.is_array()) {
-    for (const json& one : value) all.push_back(option_text(one, option != "stop"));
-  } else {
-    all.push_back(option_text(value, option.starts_with("for")));
+// As the option is typed. A text in a list of tokens is one between quotes: never an id.
+std::string list_item(const std::string& option, const json& value) {
+  const bool tokens = option != "stop";
+  if (value.is_string()) {
+    const auto text = value.get<std::string>();
+    return tokens ? fmt::format("\"{}\"", text) : text;
   }
-  return all;
+  if (tokens && value.is_number_unsigned()) return value.dump();
+  throw UsageError(
+      "--{} {}: {} is needed", option, value.dump(),
+      tokens ? "a token, by its id (a whole number of at least 0) or text," : "a text");
 }
 
-// What a request says of a list replaces the list of the command line.
-void clear_list(const std::string& option, RequestOptions& o) {
-  if (option == "stop") o.sampling.stop.clear();
-  if (option == "logit-bias") o.logit_bias.clear();
-  if (option == "force-first") o.force_first.clear();
-  if (option == "forbid") o.forbid.clear();
-  if (option == "forbid-first") o.forbid_first.clear();
+void read_list(const std::string& option, const json& value, std::vector<std::string>& list) {
+  list.clear();  // those of the command line
+  if (!value.is_array()) return list.push_back(list_item(option, value));
+  for (const json& one : value) list.push_back(list_item(option, one));
 }
 
-// The fields of one request but the prompt, as if they stood on a command line.
+void read_biases(const json& value, RequestOptions& o) {
+  if (!value.is_object()) throw UsageError("logit_bias: an object {{TOKEN: BIAS}} is needed");
+  o.logit_bias.clear();
+  for (const auto& [token, bias] : value.items()) {
+    if (!bias.is_number()) {
+      throw UsageError("--logit-bias {}={}: a number is needed", token, bias.dump());
+    }
+    o.logit_bias.emplace_back(token, bias.get<double>());
+  }
+}
+
+// The fields of one request but the prompt: lists, and what could stand on a command line. No
+// option there takes a list or an object, so that they are refused with all that does not fit.
 void read_fields(const json& object, Request& request) {
   std::vector<std::string> arguments;
   for (const auto& [name, value] : object.items()) {
@@ -174,15 +183,13 @@ void read_fields(const json& object, Request& request) {
     if (option == "greedy") {
       if (!value.is_boolean()) throw UsageError("{}: true or false is needed", name);
       request.options.sampling.greedy = value.get<bool>();
-      continue;
-    }
-    clear_list(option, request.options);
-    try {
-      for (const std::string& text : option_texts(option, value)) {
-        arguments.push_back(fmt::format("--{}={}", option, text));
-      }
-    } catch (const std::invalid_argument& problem) {
-      throw UsageError("{}: {}", name, problem.what());
+    } else if (option == "logit-bias") {
+      read_biases(value, request.options);
+    } else if (auto* list = list_named(option, request.options)) {
+      read_list(option, value, *list);
+    } else {
+      arguments.push_back(fmt::format("--{}={}", option,
+                                      value.is_string() ? value.get<std::string>() : value.dump()));
     }
   }
   OptionTable table("lockstep generate", "", "");

@@ -30,7 +30,8 @@ struct Request {
   std::string origin;  // "prompts.jsonl:3: " where options stand there too, to precede an error
 };
 
-// Adds the options, under captions of their own, but `logprobs`, which belongs to the output.
+// Adds the options, under captions of their own, but `logprobs`, which belongs to the output. They
+// take any number: `validate` refuses those out of range.
 void add_request_options(OptionTable& table, RequestOptions& options);
 void add_logprobs_option(OptionTable& table, RequestOptions& options);
 

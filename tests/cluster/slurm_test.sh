@@ -137,6 +137,21 @@ sweep() {
   grep -q '"finish_reason":"length"' generate.out || fail "$(cat generate.out)"
 }
 
+# Two workers write into one file what one process writes: the same bytes.
+writes() {
+  local id
+  for n in {1..12}; do echo "{\"prompt\": \"The quick $n\", \"max_tokens\": $((4 * n))}"; done >prompts.jsonl
+  lockstep generate --checkpoint undisturbed --prompt-file prompts.jsonl --output alone.jsonl 2>alone.log ||
+    fail "$(cat alone.log)"
+  id=$(submit -o texts.out --ntasks=2 "$scripts/generate.sbatch" --checkpoint undisturbed \
+    --prompt-file prompts.jsonl --output texts.jsonl)
+  completes "$id" texts.out
+  grep -qE -- '--ntasks=2 |-np 2 ' texts.out || fail "not two workers: $(cat texts.out)"
+  [ "$(wc -l <texts.jsonl)" = 12 ] || fail "$(wc -l <texts.jsonl) texts"
+  cmp alone.jsonl texts.jsonl >&2 || fail "alone.jsonl and texts.jsonl differ"
+  [ ! -e texts.jsonl.partial ] || fail "a journal is left"
+}
+
 # A message, exit code 2, and no second try.
 refused() {
   local id
@@ -170,7 +185,7 @@ mpirun -np 2 --oversubscribe --bind-to none --allow-run-as-root lockstep train -
   --run undisturbed "${model[@]}" --steps $steps 2>undisturbed.log || fail "$(cat undisturbed.log)"
 failed=()
 declare -A cases
-for name in preempted out_of_time node_fails sweep bad_input cancelled; do
+for name in preempted out_of_time node_fails sweep writes bad_input cancelled; do
   $name >"$name.log" 2>&1 &
   cases[$name]=$!
 done

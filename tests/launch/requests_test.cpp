@@ -136,15 +136,30 @@ TEST_F(Requests, ErrorsNameFileAndLine) {
   const auto says = [](const char* what) {
     return AllOf(HasSubstr("usage: "), HasSubstr("p.jsonl:2: "), HasSubstr(what));
   };
-  EXPECT_THAT(of(R"("top_k": -1)"), says("--top-k -1: a whole number of at least 0"));
+  EXPECT_THAT(of(R"("top_k": -1)"), says("--top-k is -1; it must be 0"));
   EXPECT_THAT(of(R"("max_tokens": 1.5)"), says("--max-tokens 1.5: a whole number"));
   EXPECT_THAT(of(R"("tempature": 1)"), says("did you mean --temperature?"));
   EXPECT_THAT(of(R"("checkpoint": "x")"), says("unknown option --checkpoint"));
   EXPECT_THAT(of(R"("greedy": 1)"), says("greedy: true or false is needed"));
   EXPECT_THAT(of(R"("greedy": true, "top_p": 0.5)"), says("--greedy contradicts --top-p 0.5"));
-  EXPECT_THAT(of(R"("stop": [true])"), says("stop: a number or a text is needed"));
+  EXPECT_THAT(of(R"("stop": [true])"), says("--stop true: a text is needed"));
+  EXPECT_THAT(of(R"("stop": 5)"), says("--stop 5: a text is needed"));
+  // Lists are for texts and tokens, whatever stands in them.
+  EXPECT_THAT(of(R"("tempature": [])"), says("did you mean --temperature?"));
+  for (const char* list : {"[]", "[5]", "[5, 6]"}) {
+    EXPECT_THAT(of(fmt::format("\"top_k\": {}", list)), says(": a whole number is needed"));
+    EXPECT_THAT(of(fmt::format("\"prompts\": {}", list)), says("unknown option --prompts"));
+  }
+  EXPECT_THAT(of(R"("early_stopping": [true])"), says("one of true, false, never is needed"));
+  EXPECT_THAT(of(R"("logprobs": null)"), says("--logprobs null: a whole number"));
+  for (const char* tokens :
+       {"-1", "[-1]", "5.5", "[5.5]", "[5.0]", "true", "[65, null]", "[[5]]"}) {
+    EXPECT_THAT(of(fmt::format("\"forbid\": {}", tokens)),
+                says("a token, by its id (a whole number of at least 0) or text, is needed"));
+  }
   EXPECT_THAT(of(R"("stop": "")"), says("--stop"));
   EXPECT_THAT(of(R"("logit_bias": [[1, 2]])"), says("logit_bias: an object"));
+  EXPECT_THAT(of(R"("logit_bias": {"a": "b=3"})"), says("a number is needed"));
   EXPECT_THAT(of(R"("logit_bias": {"1": 1e9})"), says("from -1000000 to 1000000"));
   EXPECT_THAT(of(R"("forbid": "abc")"),
               says("--forbid 'abc': this is 3 tokens (97 'a', 98 'b', 99 'c'); one is needed"));
@@ -160,6 +175,21 @@ TEST_F(Requests, ErrorsNameFileAndLine) {
     FAIL();
   } catch (const DataError& e) {
     EXPECT_THAT(e.what(), HasSubstr("holds no prompt"));
+  }
+}
+
+// The table of options takes any number; what is out of range is refused all the same.
+TEST_F(Requests, NumbersOutOfRange) {
+  for (const char* field :
+       {R"("max_tokens": 0)", R"("temperature": -0.1)", R"("top_k": -1)", R"("top_p": 1.1)",
+        R"("min_p": -0.1)", R"("typical_p": 0)", R"("logprobs": -1)", R"("repetition_penalty": 0)",
+        R"("presence_penalty": 2.1)", R"("frequency_penalty": -2.1)",
+        R"("no_repeat_ngram_size": -1)", R"("logit_bias": {"a": 1e7})", R"("num_beams": 0)",
+        R"("num_beams": 4, "length_penalty": 1e9)", R"("num_beams": 4, "diversity_penalty": -1)",
+        R"("num_beams": 4, "num_return_sequences": 0)"}) {
+    EXPECT_THAT(error(fmt::format("{{\"prompt\": \"a\", {}}}", field)),
+                AllOf(HasSubstr("usage: "), HasSubstr("p.jsonl:2: "), HasSubstr("it must be")))
+        << field;
   }
 }
 
@@ -179,8 +209,8 @@ TEST_F(Requests, BiasesAsTyped) {
   EXPECT_EQ(error(" the=1e-3"), "none");
   EXPECT_THAT(error("5"), HasSubstr("--logit-bias 5: TOKEN=BIAS is needed"));
   EXPECT_THAT(error("=1"), HasSubstr("TOKEN=BIAS is needed"));
-  EXPECT_THAT(error("5="), HasSubstr("a number from -1000000"));
-  EXPECT_THAT(error("5=inf"), HasSubstr("a number from -1000000"));
+  EXPECT_THAT(error("5="), HasSubstr("a number is needed"));
+  EXPECT_THAT(error("5=inf"), HasSubstr("a number is needed"));
 }
 
 }  // namespace

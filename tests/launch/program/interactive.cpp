@@ -187,6 +187,21 @@ TEST_F(Interactive, NeedsATerminalAndNoPrompts) {
   expect_error(run(arguments(world.run(), {"--prompt-file", "a"})), 2,
                {"--interactive contradicts --prompt-file"});
   expect_error(run(arguments(world.run(), {"--json"})), 2, {"--interactive contradicts --json"});
+  expect_error(run(arguments(world.run(), {"--batch-size", "2"})), 2,
+               {"--interactive contradicts --batch-size"});
+}
+
+// A page of 16 tokens of this model is 4 KiB, and there is room for one.
+TEST_F(Interactive, KeepsToTheMemoryForKeysAndValues) {
+  Terminal terminal(arguments(world.run(), {"--max-tokens", "8", "--kv-cache-memory", "0.000006"}));
+  ASSERT_TRUE(terminal.await("> "));
+  terminal.type("The quick brown fox\n");
+  ASSERT_TRUE(terminal.await("--kv-cache-memory is 6.3 KiB"));
+  ASSERT_TRUE(terminal.await("> "));
+  terminal.type("The\n");
+  ASSERT_TRUE(terminal.await("tokens/s"));
+  terminal.type(kControlD);
+  EXPECT_EQ(terminal.wait(), 0) << terminal.screen;
 }
 
 }  // namespace

@@ -150,15 +150,20 @@ TEST_F(Sampling, Contradictions) {
   refused({"--greedy", "--temperature", "0.7"}, {"--greedy contradicts --temperature 0.7"});
   refused({"--top-k", "5", "--greedy"}, {"--greedy contradicts --top-k 5"});
   refused({"--logprobs", "2"}, {"--logprobs", "add --json"});
-  refused({"--min-p", "2"}, {"--min-p 2: a number from 0 to 1"});
-  refused({"--typical-p", "0"}, {"--typical-p 0: a number above 0 and at most 1"});
-  refused({"--repetition-penalty", "0"}, {"--repetition-penalty 0: a number from"});
-  refused({"--presence-penalty", "-3"}, {"--presence-penalty -3: a number from -2 to 2"});
-  refused({"--frequency-penalty", "x"}, {"--frequency-penalty x:"});
-  refused({"--no-repeat-ngram-size", "-1"}, {"--no-repeat-ngram-size -1: a whole number"});
+  refused({"--min-p", "2"}, {"--min-p is 2; it must be from 0"});
+  refused({"--typical-p", "0"}, {"--typical-p is 0; it must be above 0 and at most 1"});
+  refused({"--repetition-penalty", "0"}, {"--repetition-penalty is 0; it must be from"});
+  refused({"--presence-penalty", "-3"}, {"--presence-penalty is -3; it must be from -2 to 2"});
+  refused({"--frequency-penalty", "x"}, {"--frequency-penalty x: a number is needed"});
+  refused({"--no-repeat-ngram-size", "-1"}, {"--no-repeat-ngram-size is -1; it must be 0"});
   refused({"--no-repeat-ngram-size"}, {"--no-repeat-ngram-size needs a value: N"});
   refused({"--no-repeat-ngram", "2"}, {"did you mean --no-repeat-ngram-size?"});
   refused({"--logit-bias", "a"}, {"--logit-bias a: TOKEN=BIAS is needed"});
+  const auto file =
+      world.write("logprobs.jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": \"a\", \"logprobs\": 2}\n");
+  expect_error(generate({"--prompt-file", file}), 2,
+               {"logprobs.jsonl:2: --logprobs is part of the JSON output", "add --json"});
+  EXPECT_EQ(generate({"--prompt-file", file, "--json"}).code, 0);
   // What only the model's tokenizer can tell.
   expect_error(generate({"--prompt", "a", "--forbid", "abc"}), 2, {"this is 3 tokens (97 'a'"});
   expect_error(generate({"--prompt", "a", "--logit-bias", "300=1"}), 2,

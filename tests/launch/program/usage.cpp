@@ -75,7 +75,8 @@ TEST_F(Usage, ValuesOutOfRangeNameTheRange) {
   expect_error(train({"--loss-scale", "0"}), 2, {"dynamic or a number above 0"});
   expect_error(run({"prepare", "--input", "x", "--output", "y", "--vocab-size", "10"}), 2,
                {"--vocab-size 10: a whole number from 257"});
-  expect_error(run({"generate", "--checkpoint", "x", "--top-p", "1.1"}), 2, {"--top-p 1.1:"});
+  expect_error(run({"generate", "--checkpoint", "x", "--top-p", "1.1"}), 2,
+               {"--top-p is 1.1; it must be from 0"});
 }
 
 TEST_F(Usage, ContradictorySizes) {
