@@ -21,6 +21,9 @@ struct SamplingBuffers {
 // Throws DataError when a logit is NaN or positive infinity, or all are negative infinity.
 void check_logits(std::span<const float> logits);
 
+// ln of the sum of exp(logit), in float64: what ln softmax takes off each logit.
+double log_sum_exp(std::span<const float> logits);
+
 // The tokens that the choice may take, and their probabilities: process_logits, then temperature,
 // top-k, top-p, min-p and typical-p (Hugging Face's order). Likeliest first where top-p is in
 // force, else by id. Greedy (or temperature 0): the largest score alone, the lowest id of equals.
