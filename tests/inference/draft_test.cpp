@@ -17,24 +17,9 @@ namespace {
 using testing::Golden;
 using ::testing::HasSubstr;
 using testing::TemporaryFolder;
+using testing::with_context;
 
 constexpr int64_t kContext = 1040;
-
-// The model of the golden data with a longer context: positions of gpt2 are repeated.
-Golden with_context(Golden golden, int64_t context) {
-  const ParameterTable before(golden.config);
-  golden.config.context_length = context;
-  const ParameterTable table(golden.config);
-  std::vector<float> weights;
-  for (const Parameter& parameter : table.parameters()) {
-    const Parameter& old = before.at(parameter.name);
-    for (int64_t i = 0; i < parameter.shape.size(); i++) {
-      weights.push_back(golden.weights[old.offset + i % old.shape.size()]);
-    }
-  }
-  golden.weights = weights;
-  return golden;
-}
 
 // Nearly the same model: each weight is off by up to this share of itself.
 Golden disturbed(Golden golden, float share) {

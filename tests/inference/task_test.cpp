@@ -141,6 +141,22 @@ TEST_P(TaskOf, LastWord) {
   EXPECT_EQ(json.at("perplexity_interval").size(), 2u);
 }
 
+TEST_P(TaskOf, LastWordIsRightWhenGreedyDecodingWritesIt) {
+  SamplingOptions options;
+  options.greedy = true;
+  options.max_tokens = 3;
+  const std::string word = generator_.generate("In the", options, 0, nullptr).text;
+  // Random weights write bytes that JSON cannot hold.
+  TaskItem right;
+  right.context = "In the";
+  right.continuations = {word};
+  TaskItem wrong = right;
+  wrong.continuations = {word.substr(0, 2) + (word.back() == 'X' ? "Y" : "X")};
+  Alone alone;
+  EXPECT_EQ(score(generator_, {TaskKind::last_word, {right}}, alone, 0).accuracy.value, 1);
+  EXPECT_EQ(score(generator_, {TaskKind::last_word, {right, wrong}}, alone, 0).accuracy.value, 0.5);
+}
+
 TEST_P(TaskOf, ExactMatch) {
   SamplingOptions options;
   options.greedy = true;
