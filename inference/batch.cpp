@@ -21,16 +21,27 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+void truncate(std::vector<int32_t>& tokens, int64_t max_tokens, int64_t context_length) {
+  const int64_t most = context_length - max_tokens;
+  if (most < 1) {
+    throw UsageError("\"max_tokens\" is {}; it must be less than the model's context of {} tokens",
+                     max_tokens, context_length);
+  }
+  const auto count = static_cast<int64_t>(tokens.size());
+  if (count > most) tokens.erase(tokens.begin(), tokens.end() - most);
+}
+
 // Special tokens in the prompt count as such. Nothing to continue: a new document.
-std::vector<int32_t> prompt_tokens(const std::string& prompt, const Tokenizer& tokenizer,
+std::vector<int32_t> prompt_tokens(const GenerationRequest& request, const Tokenizer& tokenizer,
                                    int64_t context_length) {
-  std::vector<int32_t> tokens = tokenizer.encode_with_special_tokens(prompt);
+  std::vector<int32_t> tokens = tokenizer.encode_with_special_tokens(request.prompt);
   if (tokens.empty()) {
     if (!tokenizer.end_of_text()) {
       throw UsageError("the prompt is empty, and the model has no end-of-text token to start from");
     }
     tokens.push_back(*tokenizer.end_of_text());
   }
+  if (request.truncate_prompt) truncate(tokens, request.options.max_tokens, context_length);
   const auto count = static_cast<int64_t>(tokens.size());
   if (count > context_length) {
     throw UsageError("the prompt has {} tokens; the model's context holds {}", count,
@@ -119,7 +130,7 @@ Batch::Waiting Batch::wait(size_t index) const {
       throw UsageError("--draft contradicts --num-beams: a draft proposes one text; leave one out");
     }
     std::vector<int32_t> tokens =
-        prompt_tokens(requests_[index].prompt, model_.tokenizer, config.context_length);
+        prompt_tokens(requests_[index], model_.tokenizer, config.context_length);
     const auto size = static_cast<int64_t>(tokens.size());
     // The last token needs no place: nothing is computed from it.
     const int64_t most = std::min(config.context_length - size + 1, options.max_tokens);

@@ -65,6 +65,9 @@ struct GenerationRequest {
   uint64_t stream_index = 0;  // keys the random numbers beside the seed: the prompt's place
   // Gets pieces of text as they become certain: whole characters, never a part of a stop text.
   std::function<void(std::string_view)> on_text = nullptr;
+  // The prompt loses its beginning where it is longer than the model's context less max_tokens, as
+  // lm-eval has it; else one beyond the context is refused.
+  bool truncate_prompt = false;
 };
 
 // How many requests run together.

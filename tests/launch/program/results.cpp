@@ -95,8 +95,8 @@ TEST_F(Evaluate, Tasks) {
   for (const char* row : {"last_word", "accuracy ", "perplexity "}) {
     EXPECT_THAT(last_word.out, HasSubstr(row));
   }
-  const auto matches =
-      world.write("matches.jsonl", "{\"context\": \"The\", \"answer\": \"no such\"}\n");
+  const auto matches = world.write(
+      "matches.jsonl", "{\"context\": \"The\", \"answer\": \"no such\", \"max_tokens\": 8}\n");
   EXPECT_EQ(json::parse(evaluate(matches, {"--json"}).out),
             json({{"kind", "exact_match"}, {"items", 1}, {"accuracy", 0.0}}));
 
@@ -105,6 +105,9 @@ TEST_F(Evaluate, Tasks) {
   expect_error(evaluate(world.path("nowhere")), 3, {"nowhere"});
   const auto beyond = world.write("long.jsonl", "{\"text\": \"a " + std::string(40, 'b') + "\"}\n");
   expect_error(evaluate(beyond, {}, 2), 3, {"long.jsonl:1: ", "41 tokens", "context of 32"});
+  const auto no_room = world.write("room.jsonl", "{\"context\": \"a\", \"answer\": \"b\"}\n");
+  expect_error(evaluate(no_room, {}, 2), 3,
+               {"room.jsonl:1: \"max_tokens\" is 32", "context of 32"});
   expect_error(evaluate(choices, {"--data", world.data()}), 2, {"--task contradicts --data"});
   expect_error(evaluate(choices, {"--stride", "4"}), 2, {"--task contradicts --stride"});
 }
