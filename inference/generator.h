@@ -119,7 +119,7 @@ class Generator {
 
   // How likely each continuation is after the context; neither is empty. Where both do not fit into
   // the model's context, the context loses its beginning. Throws UsageError for a continuation of
-  // more tokens than the model's context.
+  // more tokens than the model's context, DataError when logits are not numbers.
   std::vector<ContinuationScore> score(std::span<const int32_t> context,
                                        std::span<const std::vector<int32_t>> continuations);
 

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <fstream>
 
 #include "tests/launch/program/world.h"
 
@@ -110,6 +111,23 @@ TEST_F(Evaluate, Tasks) {
                {"room.jsonl:1: \"max_tokens\" is 32", "context of 32"});
   expect_error(evaluate(choices, {"--data", world.data()}), 2, {"--task contradicts --data"});
   expect_error(evaluate(choices, {"--stride", "4"}), 2, {"--task contradicts --stride"});
+}
+
+TEST_F(Evaluate, RefusesAModelThatComputesNoNumbers) {
+  const auto hf = world.path("hf-nan"), h5 = world.path("nan.h5");
+  ASSERT_EQ(run({"checkpoint", "export", world.run(), "--format", "hf", "--output", hf}).code, 0);
+  std::string weights = read_text(hf / "model.safetensors");
+  weights.replace(weights.size() - 2, 2, "\xc0\x7f");  // a NaN's upper half, in fp32 and bf16
+  std::ofstream(hf / "model.safetensors") << weights;
+  ASSERT_EQ(run({"checkpoint", "import", hf, "--output", h5}).code, 0);
+  const auto task = world.write("nan.jsonl", "{\"text\": \"over the lazy\"}\n");
+  for (const int workers : {0, 2}) {
+    const Options options{.workers = workers};
+    expect_error(run({"evaluate", "--checkpoint", h5, "--data", world.data()}, options), 3,
+                 {"nan.h5: the loss is nan", "the weights are damaged"});
+    expect_error(run({"evaluate", "--checkpoint", h5, "--task", task}, options), 3,
+                 {"logit of token 0 is nan"});
+  }
 }
 
 TEST_F(Evaluate, TableForPeople) {
