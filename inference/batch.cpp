@@ -319,17 +319,19 @@ void Batch::choose(std::span<const std::unique_ptr<Running>> running,
   }
 }
 
-// Takes the tokens of a pass until the text ends. Keys and values of proposals that were not
-// accepted are forgotten.
+// Takes the tokens of a pass until the text ends, and counts them. Keys and values of proposals
+// that were not accepted are forgotten.
 void Batch::take_all(Running& running, const NextTokens& next, std::span<const float> logits) {
   const size_t before = running.tokens.size() - running.draft.proposals.size();
   running.tokens.resize(before);
   running.sequences.front().truncate(static_cast<int64_t>(before + next.tokens.size()) - 1);
   if (drafter_) Drafter::settle(running.draft, static_cast<int64_t>(before), next);
   const auto vocab_size = static_cast<size_t>(model_.decoder.config().vocab_size);
+  GenerationStatistics& statistics = running.completion.statistics;
   for (size_t n = 0; n < next.tokens.size() && !running.ended; n++) {
     take(running, next.tokens[n], logits.subspan(n * vocab_size, vocab_size));
-    if (static_cast<int64_t>(n) < next.accepted) running.completion.statistics.draft->accepted++;
+    if (statistics.passes > 0) statistics.passes_tokens++;
+    if (static_cast<int64_t>(n) < next.accepted) statistics.draft->accepted++;
   }
 }
 
@@ -378,6 +380,8 @@ void Batch::advance(Running& running, std::span<const float> logits) const {
     next.push_back(running.sequences[beam.parent]);
   }
   running.sequences = std::move(next);
+  GenerationStatistics& statistics = running.completion.statistics;
+  if (statistics.passes > 0) statistics.passes_tokens++;
   if (running.sequences.empty()) running.ended = running.completion.finish_reason;
 }
 

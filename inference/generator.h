@@ -32,9 +32,9 @@ struct GenerationStatistics {
   double first_token_seconds = 0;  // from the request's start to the choice of the first token
   // After the first token: passes, each over one token and what a draft proposes after it, what
   // they took, choices, text and the rest of the batch included, and what they and the draft had to
-  // read: the request's share of every weight that takes part, and its keys and values so far. A
-  // pass brings one token and those that are accepted.
+  // read: the request's share of every weight that takes part, and its keys and values so far.
   int64_t passes = 0;
+  int64_t passes_tokens = 0;  // that they brought, each beam's one: of the text, its end included
   double passes_seconds = 0;
   int64_t passes_bytes = 0;
   int64_t kv_cache_bytes = 0, kv_cache_tokens = 0;  // room of its pages; the draft's: bytes alone

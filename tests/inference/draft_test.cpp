@@ -88,6 +88,7 @@ TEST_P(DraftOf, GreedyIsTheModelsOwnTextToTheBit) {
     for (size_t i = 0; i < requests.size(); i++) {
       EXPECT_EQ(described(got[i]), described(want[i])) << kind << " " << i;
       const GenerationStatistics& s = got[i].statistics;
+      EXPECT_EQ(s.passes_tokens, 999) << kind;
       EXPECT_EQ(s.passes + s.draft->accepted, 999) << kind;
     }
     const DraftStatistics& draft = *got[1].statistics.draft;
@@ -208,9 +209,13 @@ TEST_P(DraftOf, TextsEndWithinAPass) {
   const Completion stopped = generator_.generate(golden_.prompt(), options, 0, nullptr);
   EXPECT_EQ(stopped.finish_reason, FinishReason::stop);
   EXPECT_EQ(stopped.text, whole.text.substr(0, whole.text.find(options.stop.front())));
+  EXPECT_EQ(stopped.statistics.passes_tokens, static_cast<int64_t>(stopped.tokens.size()) - 1);
   // At the end of text, which the draft proposes.
   options.stop.clear();
-  EXPECT_EQ(described(generator_.generate(golden_.prompt(), ending, 0, nullptr)), described(plain));
+  const Completion ended = generator_.generate(golden_.prompt(), ending, 0, nullptr);
+  EXPECT_EQ(described(ended), described(plain));
+  EXPECT_EQ(plain.statistics.passes_tokens, plain.statistics.passes);
+  EXPECT_EQ(ended.statistics.passes_tokens, plain.statistics.passes);
   generator_.draft_by_prompt_lookup();
   EXPECT_EQ(described(generator_.generate(golden_.prompt(), ending, 0, nullptr)), described(plain));
   // When it is interrupted: after a whole pass.
@@ -220,6 +225,7 @@ TEST_P(DraftOf, TextsEndWithinAPass) {
       generator_.generate(golden_.prompt(), options, 0, nullptr, [&] { return asked++ == 2; });
   EXPECT_EQ(part.finish_reason, FinishReason::interrupted);
   EXPECT_EQ(part.tokens.size(), 1u + 1 + 4);
+  EXPECT_EQ(part.statistics.passes_tokens, 1 + 4);  // the pass that is interrupted brings none
   EXPECT_EQ(part.text, whole.text.substr(0, part.text.size()));
 }
 
