@@ -171,12 +171,24 @@ int64_t Batch::outstanding_bytes() const {
 
 bool Batch::has_place() const { return static_cast<int64_t>(running_.size()) < limits_.batch_size; }
 
-// Whether a request that has this sequence so far can run beside those who do.
-bool Batch::has_memory(const Waiting& next, const KvSequence& sequence) const {
-  const int64_t taken = pages_->in_use() * pages_->page_bytes() +
-                        (drafter_ ? drafter_->bytes_in_use() : 0) + outstanding_bytes();
+int64_t Batch::kv_cache_bytes() const {
+  return pages_->allocated() * pages_->page_bytes() + (drafter_ ? drafter_->bytes_allocated() : 0);
+}
+
+// Whether there is memory for a request that has this sequence so far, beside those who run.
+bool Batch::make_room(const Waiting& next, const KvSequence& sequence) {
+  const int64_t in_use =
+      pages_->in_use() * pages_->page_bytes() + (drafter_ ? drafter_->bytes_in_use() : 0);
   const int64_t held = sequence.num_pages() * pages_->page_bytes();
-  return taken + bytes_for(next) - held <= limits_.kv_cache_bytes;
+  const int64_t more = outstanding_bytes() + bytes_for(next) - held;
+  if (in_use + more > limits_.kv_cache_bytes) return false;
+  // Free pages of one model are of no use to the other.
+  if (model_.draft && model_.draft->decoder != nullptr &&
+      kv_cache_bytes() + more > limits_.kv_cache_bytes) {
+    pages_->release_free();
+    drafter_->release_free();
+  }
+  return true;
 }
 
 // Whether there is a next request; it stands in ahead_ then.
@@ -199,7 +211,7 @@ size_t Batch::admit() {
     KvSequence sequence(*pages_);
     sequence.share(next.tokens);
     rows += static_cast<int64_t>(next.tokens.size()) - sequence.length();
-    if (!has_memory(next, sequence) || (count > 0 && rows > kPromptTokens)) break;
+    if ((count > 0 && rows > kPromptTokens) || !make_room(next, sequence)) break;
     if (next.tokens.size() > page_size && sequence.length() == 0) {
       std::vector<int32_t> first(next.tokens.begin(), next.tokens.begin() + page_size);
       if (std::find(first_pages.begin(), first_pages.end(), first) != first_pages.end()) break;

@@ -35,6 +35,14 @@ int64_t Drafter::bytes_in_use() const {
   return model_ ? pages_->in_use() * pages_->page_bytes() : 0;
 }
 
+int64_t Drafter::bytes_allocated() const {
+  return model_ ? pages_->allocated() * pages_->page_bytes() : 0;
+}
+
+void Drafter::release_free() {
+  if (model_) pages_->release_free();
+}
+
 void Drafter::propose(std::span<const Task> tasks, std::span<SamplingBuffers> buffers) {
   std::vector<Growing> growing;
   for (const Task& task : tasks) {

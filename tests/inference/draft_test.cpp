@@ -5,6 +5,7 @@
 #include <random>
 
 #include "core/thread_pool.h"
+#include "inference/batch.h"
 #include "inference/generator.h"
 #include "model/kv_pages.h"
 #include "tests/inference/chi_square.h"
@@ -286,6 +287,45 @@ TEST_P(DraftOf, MemoryIsForBothModels) {
   } catch (const UsageError& error) {
     EXPECT_THAT(error.what(), HasSubstr("keys and values of 32 tokens, the draft's too, need"));
   }
+}
+
+// Pages that one model has no use for any more make room for the other's: a text that a draft
+// helped with, then a prompt beyond that draft's context.
+TEST_P(DraftOf, MemoryOfBothModelsKeepsTheLimit) {
+  const auto weights_of = [](const Golden& golden) {
+    Buffer weights(DType::fp32, {static_cast<int64_t>(golden.weights.size())});
+    std::copy(golden.weights.begin(), golden.weights.end(), weights.tensor().as<float>());
+    return weights;
+  };
+  const Golden small = with_context(Golden{GetParam()}, 100);
+  const Buffer weights = weights_of(golden_), draft_weights = weights_of(small);
+  Decoder decoder(golden_.config, weights.tensor()), draft(small.config, draft_weights.tensor());
+  const Tokenizer tokenizer = Tokenizer::bytes();
+  std::vector<GenerationRequest> requests(3);
+  for (GenerationRequest& request : requests) request.options.forbid = {256};
+  requests[0].prompt = requests[2].prompt = "abcdefgh";
+  requests[0].options.max_tokens = requests[2].options.max_tokens = 25;  // two pages of each
+  requests[1].prompt = std::string(110, 'x');
+  requests[1].options.max_tokens = 19;  // 8 pages
+  const int64_t page_bytes = 16 * KvPages::bytes_a_token(golden_.config, DType::fp32);
+  const BatchLimits limits{.batch_size = 1, .kv_cache_bytes = 8 * page_bytes};
+  int64_t most = 0;
+  size_t place = 0;
+  const Batch* running = nullptr;
+  const std::function<void(size_t, Completion)> on_done = [](size_t, const Completion&) {};
+  const std::function<bool()> watch = [&] {
+    most = std::max(most, running->kv_cache_bytes());
+    return false;
+  };
+  const NextRequest next = [&]() -> std::optional<size_t> {
+    return place < requests.size() ? std::optional(place++) : std::nullopt;
+  };
+  Batch batch({decoder, tokenizer, DType::fp32, Device::cpu, 0, DraftSource{&draft, 0}}, requests,
+              limits, on_done, watch, next);
+  running = &batch;
+  batch.run();
+  EXPECT_EQ(place, 3u);
+  EXPECT_EQ(most, limits.kv_cache_bytes);
 }
 
 TEST_P(DraftOf, RefusesBeams) {
