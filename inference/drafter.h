@@ -53,7 +53,8 @@ class Drafter {
   int64_t bytes_allocated() const;
   void release_free();
 
-  // A draft model proposes nothing beyond its context. `buffers`: of each thread.
+  // A draft model proposes nothing beyond its context. `buffers`: of each thread. Throws DataError
+  // when the draft's logits are not numbers.
   void propose(std::span<const Task> tasks, std::span<SamplingBuffers> buffers);
 
   // The proposals have been looked at; before them there were `before` tokens.

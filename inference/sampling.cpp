@@ -7,18 +7,18 @@
 #include "core/random.h"
 
 namespace lockstep {
-void check_logits(std::span<const float> logits) {
+void check_logits(std::span<const float> logits, std::string_view model) {
   CHECK(!logits.empty());
   bool any = false;
   for (size_t i = 0; i < logits.size(); i++) {
     if (!(logits[i] < INFINITY)) {
       throw DataError(
-          "the model's logit of token {} is {}: its weights are damaged or its training diverged",
+          "{}'s logit of token {} is {}: its weights are damaged or its training diverged", model,
           i, logits[i]);
     }
     any = any || logits[i] > -INFINITY;
   }
-  if (!any) throw DataError("the model gives no token a probability");
+  if (!any) throw DataError("{} gives no token a probability", model);
 }
 
 double log_sum_exp(std::span<const float> logits) {

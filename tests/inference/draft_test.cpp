@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <random>
 
 #include "core/thread_pool.h"
@@ -326,6 +327,18 @@ TEST_P(DraftOf, MemoryOfBothModelsKeepsTheLimit) {
   batch.run();
   EXPECT_EQ(place, 3u);
   EXPECT_EQ(most, limits.kv_cache_bytes);
+}
+
+TEST_P(DraftOf, ADamagedDraftIsNamed) {
+  Golden draft = golden_;
+  draft.weights.back() = std::nanf("");
+  generator_.draft_with(draft.checkpoint(folder_ / "damaged"));
+  try {
+    generator_.generate(golden_.prompt(), {}, 0, nullptr);
+    FAIL();
+  } catch (const DataError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("the draft's logit of token"));
+  }
 }
 
 TEST_P(DraftOf, RefusesBeams) {
