@@ -21,16 +21,27 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+void truncate(std::vector<int32_t>& tokens, int64_t max_tokens, int64_t context_length) {
+  const int64_t most = context_length - max_tokens;
+  if (most < 1) {
+    throw UsageError("\"max_tokens\" is {}; it must be less than the model's context of {} tokens",
+                     max_tokens, context_length);
+  }
+  const auto count = static_cast<int64_t>(tokens.size());
+  if (count > most) tokens.erase(tokens.begin(), tokens.end() - most);
+}
+
 // Special tokens in the prompt count as such. Nothing to continue: a new document.
-std::vector<int32_t> prompt_tokens(const std::string& prompt, const Tokenizer& tokenizer,
+std::vector<int32_t> prompt_tokens(const GenerationRequest& request, const Tokenizer& tokenizer,
                                    int64_t context_length) {
-  std::vector<int32_t> tokens = tokenizer.encode_with_special_tokens(prompt);
+  std::vector<int32_t> tokens = tokenizer.encode_with_special_tokens(request.prompt);
   if (tokens.empty()) {
     if (!tokenizer.end_of_text()) {
       throw UsageError("the prompt is empty, and the model has no end-of-text token to start from");
     }
     tokens.push_back(*tokenizer.end_of_text());
   }
+  if (request.truncate_prompt) truncate(tokens, request.options.max_tokens, context_length);
   const auto count = static_cast<int64_t>(tokens.size());
   if (count > context_length) {
     throw UsageError("the prompt has {} tokens; the model's context holds {}", count,
@@ -119,7 +130,7 @@ Batch::Waiting Batch::wait(size_t index) const {
       throw UsageError("--draft contradicts --num-beams: a draft proposes one text; leave one out");
     }
     std::vector<int32_t> tokens =
-        prompt_tokens(requests_[index].prompt, model_.tokenizer, config.context_length);
+        prompt_tokens(requests_[index], model_.tokenizer, config.context_length);
     const auto size = static_cast<int64_t>(tokens.size());
     // The last token needs no place: nothing is computed from it.
     const int64_t most = std::min(config.context_length - size + 1, options.max_tokens);
@@ -160,12 +171,24 @@ int64_t Batch::outstanding_bytes() const {
 
 bool Batch::has_place() const { return static_cast<int64_t>(running_.size()) < limits_.batch_size; }
 
-// Whether a request that has this sequence so far can run beside those who do.
-bool Batch::has_memory(const Waiting& next, const KvSequence& sequence) const {
-  const int64_t taken = pages_->in_use() * pages_->page_bytes() +
-                        (drafter_ ? drafter_->bytes_in_use() : 0) + outstanding_bytes();
+int64_t Batch::kv_cache_bytes() const {
+  return pages_->allocated() * pages_->page_bytes() + (drafter_ ? drafter_->bytes_allocated() : 0);
+}
+
+// Whether there is memory for a request that has this sequence so far, beside those who run.
+bool Batch::make_room(const Waiting& next, const KvSequence& sequence) {
+  const int64_t in_use =
+      pages_->in_use() * pages_->page_bytes() + (drafter_ ? drafter_->bytes_in_use() : 0);
   const int64_t held = sequence.num_pages() * pages_->page_bytes();
-  return taken + bytes_for(next) - held <= limits_.kv_cache_bytes;
+  const int64_t more = outstanding_bytes() + bytes_for(next) - held;
+  if (in_use + more > limits_.kv_cache_bytes) return false;
+  // Free pages of one model are of no use to the other.
+  if (model_.draft && model_.draft->decoder != nullptr &&
+      kv_cache_bytes() + more > limits_.kv_cache_bytes) {
+    pages_->release_free();
+    drafter_->release_free();
+  }
+  return true;
 }
 
 // Whether there is a next request; it stands in ahead_ then.
@@ -188,7 +211,7 @@ size_t Batch::admit() {
     KvSequence sequence(*pages_);
     sequence.share(next.tokens);
     rows += static_cast<int64_t>(next.tokens.size()) - sequence.length();
-    if (!has_memory(next, sequence) || (count > 0 && rows > kPromptTokens)) break;
+    if ((count > 0 && rows > kPromptTokens) || !make_room(next, sequence)) break;
     if (next.tokens.size() > page_size && sequence.length() == 0) {
       std::vector<int32_t> first(next.tokens.begin(), next.tokens.begin() + page_size);
       if (std::find(first_pages.begin(), first_pages.end(), first) != first_pages.end()) break;
@@ -308,17 +331,19 @@ void Batch::choose(std::span<const std::unique_ptr<Running>> running,
   }
 }
 
-// Takes the tokens of a pass until the text ends. Keys and values of proposals that were not
-// accepted are forgotten.
+// Takes the tokens of a pass until the text ends, and counts them. Keys and values of proposals
+// that were not accepted are forgotten.
 void Batch::take_all(Running& running, const NextTokens& next, std::span<const float> logits) {
   const size_t before = running.tokens.size() - running.draft.proposals.size();
   running.tokens.resize(before);
   running.sequences.front().truncate(static_cast<int64_t>(before + next.tokens.size()) - 1);
   if (drafter_) Drafter::settle(running.draft, static_cast<int64_t>(before), next);
   const auto vocab_size = static_cast<size_t>(model_.decoder.config().vocab_size);
+  GenerationStatistics& statistics = running.completion.statistics;
   for (size_t n = 0; n < next.tokens.size() && !running.ended; n++) {
     take(running, next.tokens[n], logits.subspan(n * vocab_size, vocab_size));
-    if (static_cast<int64_t>(n) < next.accepted) running.completion.statistics.draft->accepted++;
+    if (statistics.passes > 0) statistics.passes_tokens++;
+    if (static_cast<int64_t>(n) < next.accepted) statistics.draft->accepted++;
   }
 }
 
@@ -367,6 +392,8 @@ void Batch::advance(Running& running, std::span<const float> logits) const {
     next.push_back(running.sequences[beam.parent]);
   }
   running.sequences = std::move(next);
+  GenerationStatistics& statistics = running.completion.statistics;
+  if (statistics.passes > 0) statistics.passes_tokens++;
   if (running.sequences.empty()) running.ended = running.completion.finish_reason;
 }
 

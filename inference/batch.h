@@ -40,6 +40,9 @@ class Batch {
         const std::function<bool()>& interrupted, const NextRequest& next);
   void run();
 
+  // Memory of keys and values that there is, free pages included: never more than the limit.
+  int64_t kv_cache_bytes() const;
+
  private:
   using Clock = std::chrono::steady_clock;
   struct Waiting {
@@ -75,7 +78,7 @@ class Batch {
   int64_t bytes_of(const Running& running) const;
   int64_t outstanding_bytes() const;
   bool has_place() const;
-  bool has_memory(const Waiting& next, const KvSequence& sequence) const;
+  bool make_room(const Waiting& next, const KvSequence& sequence);
   bool look_ahead();
   size_t admit();
   void compute_prompts(size_t count);

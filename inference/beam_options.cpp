@@ -12,7 +12,10 @@ namespace {
 
 // These hold 2 * num_beams texts and as many rows of logits.
 constexpr int64_t kMostBeams = 1024;
-constexpr double kStrongest = 100;  // as a power of a length of thousands, far from overflow
+constexpr double kMostDiversity = 100;
+// The longest text has 2^24 tokens (model/config.cpp): to this power 2^960, which leaves room for
+// the score that is multiplied or divided by it.
+constexpr double kMostLengthPenalty = 40;
 
 void validate_without_beams(const BeamOptions& b) {
   const auto needs_beams = [](std::string_view option, auto value, auto usual) {
@@ -53,17 +56,17 @@ void validate_beams(const SamplingOptions& o) {
     throw UsageError("--num-beam-groups {} does not divide --num-beams {}", b.num_groups,
                      b.num_beams);
   }
-  if (!(b.diversity_penalty >= 0 && b.diversity_penalty <= kStrongest)) {
+  if (!(b.diversity_penalty >= 0 && b.diversity_penalty <= kMostDiversity)) {
     throw UsageError("--diversity-penalty is {}; it must be from 0 to {}", b.diversity_penalty,
-                     kStrongest);
+                     kMostDiversity);
   }
   if ((b.num_groups > 1) != (b.diversity_penalty > 0)) {
     throw UsageError(
         "--num-beam-groups of 2 or more and --diversity-penalty above 0 need each other");
   }
-  if (!(std::abs(b.length_penalty) <= kStrongest)) {
+  if (!(std::abs(b.length_penalty) <= kMostLengthPenalty)) {
     throw UsageError("--length-penalty is {}; it must be from {} to {}", b.length_penalty,
-                     -kStrongest, kStrongest);
+                     -kMostLengthPenalty, kMostLengthPenalty);
   }
   if (b.num_return_sequences < 1 || b.num_return_sequences > b.num_beams) {
     throw UsageError("--num-return-sequences is {}; it must be from 1 to --num-beams, {}",

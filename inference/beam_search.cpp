@@ -28,10 +28,7 @@ BeamSearch::BeamSearch(const SamplingOptions& options, std::span<const int32_t> 
 void BeamSearch::process(const Beam& beam, std::span<const float> logits,
                          std::span<double> scores) {
   check_logits(logits);
-  const double largest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - largest);
-  const double log_sum = largest + std::log(sum);
+  const double log_sum = log_sum_exp(logits);
   for (size_t v = 0; v < scores.size(); v++) scores[v] = logits[v] - log_sum;
   std::vector<int32_t> tokens = prompt_, counts(scores.size());
   tokens.insert(tokens.end(), beam.tokens.begin(), beam.tokens.end());

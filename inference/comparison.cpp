@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/thread_pool.h"
+#include "inference/sampling.h"
 #include "model/decoder.h"
 
 namespace lockstep {
@@ -43,13 +44,6 @@ class Side {
   KvPages pages_;
   Buffer hidden_, logits_;
 };
-
-double log_sum_exp(std::span<const float> logits) {
-  const double most = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - most);
-  return most + std::log(sum);
-}
 
 struct TokenFigures {
   double loss_before, loss_after, divergence;

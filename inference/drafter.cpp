@@ -35,6 +35,14 @@ int64_t Drafter::bytes_in_use() const {
   return model_ ? pages_->in_use() * pages_->page_bytes() : 0;
 }
 
+int64_t Drafter::bytes_allocated() const {
+  return model_ ? pages_->allocated() * pages_->page_bytes() : 0;
+}
+
+void Drafter::release_free() {
+  if (model_) pages_->release_free();
+}
+
 void Drafter::propose(std::span<const Task> tasks, std::span<SamplingBuffers> buffers) {
   std::vector<Growing> growing;
   for (const Task& task : tasks) {
@@ -107,9 +115,10 @@ void Drafter::grow(std::span<Growing> growing, std::span<SamplingBuffers> buffer
     Growing& g = growing[n];
     const Task& task = *g.task;
     task.statistics.passes_bytes += token_bytes * task.draft.sequence->length();
-    const auto q =
-        candidates_or_none(logits.subspan(n * vocab_size).first(known_),
-                           {task.tokens, task.prompt_size}, task.options, buffers[thread_index()]);
+    const auto of_task = logits.subspan(n * vocab_size).first(known_);
+    check_logits(of_task, "the draft");
+    const auto q = candidates_or_none(of_task, {task.tokens, task.prompt_size}, task.options,
+                                      buffers[thread_index()]);
     // Where the options leave none, the text, if it ever comes to it, is not the draft's to end.
     if (q.empty()) return void(g.left = 0);
     const int32_t token = pick(

@@ -46,12 +46,15 @@ class Drafter {
           size_t known, std::optional<int32_t> end);
 
   // Memory of keys and values: that a request of at most `room` tokens may come to need, that this
-  // one has, that all have.
+  // one has, that all have, that there is, free pages included.
   int64_t bytes_for(int64_t prompt_size, int64_t room) const;
   int64_t bytes_of(const Draft& draft) const;
   int64_t bytes_in_use() const;
+  int64_t bytes_allocated() const;
+  void release_free();
 
-  // A draft model proposes nothing beyond its context. `buffers`: of each thread.
+  // A draft model proposes nothing beyond its context. `buffers`: of each thread. Throws DataError
+  // when the draft's logits are not numbers.
   void propose(std::span<const Task> tasks, std::span<SamplingBuffers> buffers);
 
   // The proposals have been looked at; before them there were `before` tokens.

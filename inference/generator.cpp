@@ -128,6 +128,7 @@ ContinuationScore Generator::Implementation::score_after(std::span<const int32_t
   const auto width = static_cast<size_t>(config().vocab_size);
   for (size_t i = 0; i < static_cast<size_t>(count); i++) {
     const std::span<const float> row(logits.tensor().as<float>() + i * width, width);
+    check_logits(row);
     const PlaceLogprobs place = logprobs(row, tokens[i + 1], 1, config().vocab_size);
     score.logprob += place.chosen.logprob;
     score.likeliest = score.likeliest && place.top.front().token == tokens[i + 1];

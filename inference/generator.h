@@ -32,9 +32,9 @@ struct GenerationStatistics {
   double first_token_seconds = 0;  // from the request's start to the choice of the first token
   // After the first token: passes, each over one token and what a draft proposes after it, what
   // they took, choices, text and the rest of the batch included, and what they and the draft had to
-  // read: the request's share of every weight that takes part, and its keys and values so far. A
-  // pass brings one token and those that are accepted.
+  // read: the request's share of every weight that takes part, and its keys and values so far.
   int64_t passes = 0;
+  int64_t passes_tokens = 0;  // that they brought, each beam's one: of the text, its end included
   double passes_seconds = 0;
   int64_t passes_bytes = 0;
   int64_t kv_cache_bytes = 0, kv_cache_tokens = 0;  // room of its pages; the draft's: bytes alone
@@ -65,6 +65,9 @@ struct GenerationRequest {
   uint64_t stream_index = 0;  // keys the random numbers beside the seed: the prompt's place
   // Gets pieces of text as they become certain: whole characters, never a part of a stop text.
   std::function<void(std::string_view)> on_text = nullptr;
+  // The prompt loses its beginning where it is longer than the model's context less max_tokens, as
+  // lm-eval has it; else one beyond the context is refused.
+  bool truncate_prompt = false;
 };
 
 // How many requests run together.
@@ -116,7 +119,7 @@ class Generator {
 
   // How likely each continuation is after the context; neither is empty. Where both do not fit into
   // the model's context, the context loses its beginning. Throws UsageError for a continuation of
-  // more tokens than the model's context.
+  // more tokens than the model's context, DataError when logits are not numbers.
   std::vector<ContinuationScore> score(std::span<const int32_t> context,
                                        std::span<const std::vector<int32_t>> continuations);
 

@@ -7,18 +7,25 @@
 #include "core/random.h"
 
 namespace lockstep {
-void check_logits(std::span<const float> logits) {
+void check_logits(std::span<const float> logits, std::string_view model) {
   CHECK(!logits.empty());
   bool any = false;
   for (size_t i = 0; i < logits.size(); i++) {
     if (!(logits[i] < INFINITY)) {
       throw DataError(
-          "the model's logit of token {} is {}: its weights are damaged or its training diverged",
+          "{}'s logit of token {} is {}: its weights are damaged or its training diverged", model,
           i, logits[i]);
     }
     any = any || logits[i] > -INFINITY;
   }
-  if (!any) throw DataError("the model gives no token a probability");
+  if (!any) throw DataError("{} gives no token a probability", model);
+}
+
+double log_sum_exp(std::span<const float> logits) {
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - largest);
+  return largest + std::log(sum);
 }
 
 std::span<const Candidate> candidates_or_none(std::span<const float> logits, const History& history,
@@ -84,10 +91,7 @@ int32_t sample(std::span<const float> logits, const History& history,
 
 PlaceLogprobs logprobs(std::span<const float> logits, int32_t token, int64_t count,
                        int64_t vocab_size) {
-  const auto largest = static_cast<double>(*std::max_element(logits.begin(), logits.end()));
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - largest);
-  const double log_sum = largest + std::log(sum);
+  const double log_sum = log_sum_exp(logits);
   const auto of = [&](int32_t id) -> TokenLogprob {
     return {id, static_cast<double>(logits[static_cast<size_t>(id)]) - log_sum};
   };

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "inference/logits_processors.h"
@@ -18,8 +19,12 @@ struct SamplingBuffers {
   std::vector<Candidate> candidates, by_typicality, residual;
 };
 
-// Throws DataError when a logit is NaN or positive infinity, or all are negative infinity.
-void check_logits(std::span<const float> logits);
+// Throws DataError, which names the model, when a logit is NaN or positive infinity, or all are
+// negative infinity.
+void check_logits(std::span<const float> logits, std::string_view model = "the model");
+
+// ln of the sum of exp(logit), in float64: what ln softmax takes off each logit.
+double log_sum_exp(std::span<const float> logits);
 
 // The tokens that the choice may take, and their probabilities: process_logits, then temperature,
 // top-k, top-p, min-p and typical-p (Hugging Face's order). Likeliest first where top-p is in

@@ -150,10 +150,20 @@ struct ItemScore {
   double right = 0, right_norm = 0, logprob = 0;
 };
 
+// Whether the greedy continuation of the context's end, as much of it as max_tokens leave room for,
+// is the answer. (lm-eval: generate_until.)
+bool is_matched(Generator& generator, const TaskItem& item) {
+  const GenerationRequest request{
+      .prompt = item.context, .options = item.generation, .truncate_prompt = true};
+  Completion completion;
+  generator.generate(std::span(&request, 1), BatchLimits(),
+                     [&](size_t, Completion done) { completion = std::move(done); });
+  return trimmed(completion.text) == trimmed(item.expected);
+}
+
 ItemScore score_item(Generator& generator, TaskKind kind, const TaskItem& item) {
   if (kind == TaskKind::exact_match) {
-    const Completion completion = generator.generate(item.context, item.generation, 0, nullptr);
-    return {.right = trimmed(completion.text) == trimmed(item.expected) ? 1.0 : 0.0};
+    return {.right = is_matched(generator, item) ? 1.0 : 0.0};
   }
   std::vector<int32_t> context;
   std::vector<std::vector<int32_t>> continuations;

@@ -19,7 +19,8 @@ namespace lockstep {
 //                  (acc_norm)
 // last_word:       whether greedy decoding writes the last word of a text, and its perplexity
 //                  (LAMBADA; Paperno et al., 2016)
-// exact_match:     whether the greedy continuation is the answer, spaces around both left out
+// exact_match:     whether the greedy continuation is the answer, spaces around both left out; a
+//                  context loses its beginning where max_tokens would not fit behind it
 enum class TaskKind { multiple_choice, last_word, exact_match };
 std::string_view name(TaskKind kind);
 

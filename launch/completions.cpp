@@ -77,8 +77,8 @@ void StatisticsPrinter::print(const Completion& completion) {
   }
   line("KV cache",
        fmt::format("{} for {}", size_text(s.kv_cache_bytes), plural(s.kv_cache_tokens, "token")));
-  if (s.passes == 0) return;
-  const int64_t tokens = s.passes + (s.draft ? s.draft->accepted : 0);
+  const int64_t tokens = s.passes_tokens;
+  if (tokens == 0) return;
   line("then", fmt::format("{} in {:.2f} ms, {:.1f} tokens/s", plural(tokens, "token"),
                            1e3 * s.passes_seconds, rate(tokens, s.passes_seconds)));
   if (s.draft) {

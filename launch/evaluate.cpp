@@ -1,6 +1,7 @@
 #include "inference/evaluate.h"
 
 #include <chrono>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -130,6 +131,11 @@ void evaluate_split(const EvaluateOptions& o, const Compute& compute, MpiSession
   const Evaluation evaluation =
       evaluate(*model, dataset->split(o.split), session.world(), o.evaluation);
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  run_together(session.world(), [&] {
+    if (std::isfinite(evaluation.loss)) return;
+    throw DataError("{}: the loss is {}: the weights are damaged or the training diverged",
+                    o.checkpoint.string(), evaluation.loss);
+  });
   if (session.rank() != 0) return;
   if (o.json) {
     fmt::print("{}\n", to_json(evaluation).dump());

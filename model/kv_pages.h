@@ -17,7 +17,8 @@ namespace lockstep {
 class KvSequence;
 
 // Pages of one model: memory is allocated when it is first needed, and kept for the next that needs
-// it. Must outlive its sequences. Not for several threads at once, nor are sequences.
+// it, until release_free(). Must outlive its sequences. Not for several threads at once, nor are
+// sequences.
 class KvPages {
  public:
   // page_size: tokens a page, a multiple of 4. A GPU's kernels read sequences of one page only.
@@ -33,6 +34,7 @@ class KvPages {
   int64_t pages_for(int64_t tokens) const { return pieces(tokens, page_size_); }
   int64_t in_use() const { return in_use_; }  // that sequences hold, each counted once
   int64_t allocated() const { return in_use_ + static_cast<int64_t>(free_.size()); }
+  void release_free() { free_.clear(); }  // memory of pages that no sequence holds
 
  private:
   friend class KvSequence;

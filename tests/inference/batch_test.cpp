@@ -16,6 +16,7 @@ namespace {
 using testing::Golden;
 using ::testing::HasSubstr;
 using testing::TemporaryFolder;
+using testing::with_context;
 
 class BatchOf : public ::testing::TestWithParam<const char*> {
  protected:
@@ -198,6 +199,45 @@ TEST_P(BatchOf, EndsAllWhenInterrupted) {
       },
       [&] { return asked++ == 5; });
   EXPECT_THAT(sizes, ::testing::UnorderedElementsAre(5, 5, 0));
+}
+
+// Prompts of more rows than a tile of products (64) and than are computed at once (128).
+TEST_P(BatchOf, ALongPromptsBitsAreItsOwn) {
+  std::mt19937 random(3);
+  std::string beginning;
+  for (int i = 0; i < 300; i++) beginning += static_cast<char>('a' + random() % 26);
+  std::vector<GenerationRequest> all;
+  for (const size_t size : {300, 1, 63, 64, 65, 290, 127, 128, 129, 20, 200, 257}) {
+    GenerationRequest& request = all.emplace_back();
+    request.prompt = beginning.substr(0, size);
+    if (all.size() % 3 == 0) request.prompt.front() = 'A';
+    request.stream_index = all.size();
+    request.options.max_tokens = 2 + static_cast<int64_t>(random() % 8);
+    request.options.temperature = 2;
+    request.options.logprobs = 0;
+  }
+  for (const DType dtype : {DType::fp32, DType::bf16}) {
+    Golden golden = with_context(Golden{GetParam()}, 320);
+    Generator generator(golden.checkpoint(folder_ / std::string(name(dtype))), dtype);
+    std::vector<std::string> alone(all.size()), together(all.size());
+    for (size_t i = 0; i < all.size(); i++) {
+      generator.generate(std::span(&all[i], 1), {},
+                         [&](size_t, const Completion& c) { alone[i] = described(c); });
+    }
+    for (const int64_t batch_size : {2, 5, 12}) {
+      set_num_threads(static_cast<int>(batch_size % 3) + 1);
+      // The longest needs 20 pages.
+      const int64_t page_bytes = 16 * KvPages::bytes_a_token(golden.config, dtype);
+      int64_t shared = 0;
+      generator.generate(all, {batch_size, 10 * batch_size * page_bytes},
+                         [&](size_t i, const Completion& c) {
+                           together[i] = described(c);
+                           shared += c.statistics.shared_tokens;
+                         });
+      EXPECT_EQ(together, alone) << name(dtype) << ", " << batch_size;
+      EXPECT_GT(shared, 0);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(, BatchOf, ::testing::Values("gpt2", "llama"),

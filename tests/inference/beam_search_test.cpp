@@ -198,6 +198,28 @@ TEST(BeamSearch, FindsTheBestOfAllTexts) {
   for (size_t n = 1; n < best.size(); n++) EXPECT_LE(best[n].score, best[n - 1].score);
 }
 
+// At the strongest length penalties of both signs.
+TEST(BeamSearch, ScoresOfLongTextsAreNumbers) {
+  for (const double length_penalty : {-40.0, 40.0}) {
+    SamplingOptions options;
+    options.beams.num_beams = options.beams.num_return_sequences = 2;
+    options.beams.length_penalty = length_penalty;
+    validate(options);
+    const std::vector<int32_t> prompt{2};
+    BeamSearch search(options, prompt, 1500, [](const Beam&, int32_t) { return false; });
+    while (!search.beams().empty()) {
+      std::vector<float> logits;
+      for (size_t n = 0; n < search.beams().size(); n++) logits.insert(logits.end(), {0, 1, 2});
+      search.step(logits, 3);
+    }
+    const std::vector<EndedBeam> best = search.best();
+    ASSERT_EQ(best.size(), 2u);
+    EXPECT_TRUE(std::isfinite(best[0].score)) << best[0].score;
+    EXPECT_LT(best[0].score, 0);
+    EXPECT_LT(best[1].score, best[0].score);
+  }
+}
+
 TEST(BeamOptions, RefusesWhatDoesNotFitTogether) {
   const auto refused = [](const std::function<void(SamplingOptions&)>& change, const char* part) {
     SamplingOptions options;
@@ -218,6 +240,8 @@ TEST(BeamOptions, RefusesWhatDoesNotFitTogether) {
   refused([](O o) { o.beams.diversity_penalty = 1; }, "need each other");
   refused([](O o) { o.beams.diversity_penalty = -1; }, "--diversity-penalty is -1");
   refused([](O o) { o.beams.length_penalty = NAN; }, "--length-penalty is nan");
+  refused([](O o) { o.beams.length_penalty = 40.5; }, "--length-penalty is 40.5");
+  refused([](O o) { o.beams.length_penalty = -40.5; }, "it must be from -40 to 40");
   refused([](O o) { o.greedy = true; }, "--num-beams contradicts --greedy");
   refused([](O o) { o.temperature = 0.5; }, "--num-beams contradicts --temperature");
   refused([](O o) { o.top_k = 5; }, "--num-beams contradicts --top-k");

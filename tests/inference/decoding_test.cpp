@@ -142,6 +142,7 @@ TEST_P(DecodingOf, CountsWhatItReads) {
   EXPECT_EQ(s.kv_cache_tokens, (prompt + 7 + 15) / 16 * 16);  // whole pages
   EXPECT_EQ(s.kv_cache_bytes, s.kv_cache_tokens * a_token);
   EXPECT_EQ(s.passes, 7);
+  EXPECT_EQ(s.passes_tokens, 7);
   int64_t weights = ParameterTable(c).size();
   if (c.family == Family::gpt2) weights -= c.context_length * c.hidden_size;
   if (!c.tied_embeddings) weights -= c.vocab_size * c.hidden_size;

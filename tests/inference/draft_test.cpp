@@ -2,9 +2,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <random>
 
 #include "core/thread_pool.h"
+#include "inference/batch.h"
 #include "inference/generator.h"
 #include "model/kv_pages.h"
 #include "tests/inference/chi_square.h"
@@ -17,24 +19,9 @@ namespace {
 using testing::Golden;
 using ::testing::HasSubstr;
 using testing::TemporaryFolder;
+using testing::with_context;
 
 constexpr int64_t kContext = 1040;
-
-// The model of the golden data with a longer context: positions of gpt2 are repeated.
-Golden with_context(Golden golden, int64_t context) {
-  const ParameterTable before(golden.config);
-  golden.config.context_length = context;
-  const ParameterTable table(golden.config);
-  std::vector<float> weights;
-  for (const Parameter& parameter : table.parameters()) {
-    const Parameter& old = before.at(parameter.name);
-    for (int64_t i = 0; i < parameter.shape.size(); i++) {
-      weights.push_back(golden.weights[old.offset + i % old.shape.size()]);
-    }
-  }
-  golden.weights = weights;
-  return golden;
-}
 
 // Nearly the same model: each weight is off by up to this share of itself.
 Golden disturbed(Golden golden, float share) {
@@ -103,6 +90,7 @@ TEST_P(DraftOf, GreedyIsTheModelsOwnTextToTheBit) {
     for (size_t i = 0; i < requests.size(); i++) {
       EXPECT_EQ(described(got[i]), described(want[i])) << kind << " " << i;
       const GenerationStatistics& s = got[i].statistics;
+      EXPECT_EQ(s.passes_tokens, 999) << kind;
       EXPECT_EQ(s.passes + s.draft->accepted, 999) << kind;
     }
     const DraftStatistics& draft = *got[1].statistics.draft;
@@ -223,9 +211,13 @@ TEST_P(DraftOf, TextsEndWithinAPass) {
   const Completion stopped = generator_.generate(golden_.prompt(), options, 0, nullptr);
   EXPECT_EQ(stopped.finish_reason, FinishReason::stop);
   EXPECT_EQ(stopped.text, whole.text.substr(0, whole.text.find(options.stop.front())));
+  EXPECT_EQ(stopped.statistics.passes_tokens, static_cast<int64_t>(stopped.tokens.size()) - 1);
   // At the end of text, which the draft proposes.
   options.stop.clear();
-  EXPECT_EQ(described(generator_.generate(golden_.prompt(), ending, 0, nullptr)), described(plain));
+  const Completion ended = generator_.generate(golden_.prompt(), ending, 0, nullptr);
+  EXPECT_EQ(described(ended), described(plain));
+  EXPECT_EQ(plain.statistics.passes_tokens, plain.statistics.passes);
+  EXPECT_EQ(ended.statistics.passes_tokens, plain.statistics.passes);
   generator_.draft_by_prompt_lookup();
   EXPECT_EQ(described(generator_.generate(golden_.prompt(), ending, 0, nullptr)), described(plain));
   // When it is interrupted: after a whole pass.
@@ -235,6 +227,7 @@ TEST_P(DraftOf, TextsEndWithinAPass) {
       generator_.generate(golden_.prompt(), options, 0, nullptr, [&] { return asked++ == 2; });
   EXPECT_EQ(part.finish_reason, FinishReason::interrupted);
   EXPECT_EQ(part.tokens.size(), 1u + 1 + 4);
+  EXPECT_EQ(part.statistics.passes_tokens, 1 + 4);  // the pass that is interrupted brings none
   EXPECT_EQ(part.text, whole.text.substr(0, part.text.size()));
 }
 
@@ -294,6 +287,57 @@ TEST_P(DraftOf, MemoryIsForBothModels) {
     FAIL();
   } catch (const UsageError& error) {
     EXPECT_THAT(error.what(), HasSubstr("keys and values of 32 tokens, the draft's too, need"));
+  }
+}
+
+// Pages that one model has no use for any more make room for the other's: a text that a draft
+// helped with, then a prompt beyond that draft's context.
+TEST_P(DraftOf, MemoryOfBothModelsKeepsTheLimit) {
+  const auto weights_of = [](const Golden& golden) {
+    Buffer weights(DType::fp32, {static_cast<int64_t>(golden.weights.size())});
+    std::copy(golden.weights.begin(), golden.weights.end(), weights.tensor().as<float>());
+    return weights;
+  };
+  const Golden small = with_context(Golden{GetParam()}, 100);
+  const Buffer weights = weights_of(golden_), draft_weights = weights_of(small);
+  Decoder decoder(golden_.config, weights.tensor()), draft(small.config, draft_weights.tensor());
+  const Tokenizer tokenizer = Tokenizer::bytes();
+  std::vector<GenerationRequest> requests(3);
+  for (GenerationRequest& request : requests) request.options.forbid = {256};
+  requests[0].prompt = requests[2].prompt = "abcdefgh";
+  requests[0].options.max_tokens = requests[2].options.max_tokens = 25;  // two pages of each
+  requests[1].prompt = std::string(110, 'x');
+  requests[1].options.max_tokens = 19;  // 8 pages
+  const int64_t page_bytes = 16 * KvPages::bytes_a_token(golden_.config, DType::fp32);
+  const BatchLimits limits{.batch_size = 1, .kv_cache_bytes = 8 * page_bytes};
+  int64_t most = 0;
+  size_t place = 0;
+  const Batch* running = nullptr;
+  const std::function<void(size_t, Completion)> on_done = [](size_t, const Completion&) {};
+  const std::function<bool()> watch = [&] {
+    most = std::max(most, running->kv_cache_bytes());
+    return false;
+  };
+  const NextRequest next = [&]() -> std::optional<size_t> {
+    return place < requests.size() ? std::optional(place++) : std::nullopt;
+  };
+  Batch batch({decoder, tokenizer, DType::fp32, Device::cpu, 0, DraftSource{&draft, 0}}, requests,
+              limits, on_done, watch, next);
+  running = &batch;
+  batch.run();
+  EXPECT_EQ(place, 3u);
+  EXPECT_EQ(most, limits.kv_cache_bytes);
+}
+
+TEST_P(DraftOf, ADamagedDraftIsNamed) {
+  Golden draft = golden_;
+  draft.weights.back() = std::nanf("");
+  generator_.draft_with(draft.checkpoint(folder_ / "damaged"));
+  try {
+    generator_.generate(golden_.prompt(), {}, 0, nullptr);
+    FAIL();
+  } catch (const DataError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("the draft's logit of token"));
   }
 }
 

@@ -168,6 +168,9 @@ TEST(Generator, ReportsDamagedWeights) {
   } catch (const DataError& error) {
     EXPECT_THAT(error.what(), HasSubstr("is nan"));
   }
+  const std::vector<int32_t> context = {'a'};
+  const std::vector<std::vector<int32_t>> continuations = {{'b'}};
+  EXPECT_THROW(generator.score(context, continuations), DataError);
 }
 
 TEST(Generator, RefusesATokenizerLargerThanTheModel) {

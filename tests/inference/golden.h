@@ -115,4 +115,20 @@ struct Golden {
   }
 };
 
+// The model of the golden data with a longer context: positions of gpt2 are repeated.
+inline Golden with_context(Golden golden, int64_t context) {
+  const ParameterTable before(golden.config);
+  golden.config.context_length = context;
+  const ParameterTable table(golden.config);
+  std::vector<float> weights;
+  for (const Parameter& parameter : table.parameters()) {
+    const Parameter& old = before.at(parameter.name);
+    for (int64_t i = 0; i < parameter.shape.size(); i++) {
+      weights.push_back(golden.weights[old.offset + i % old.shape.size()]);
+    }
+  }
+  golden.weights = weights;
+  return golden;
+}
+
 }  // namespace lockstep::testing

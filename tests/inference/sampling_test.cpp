@@ -215,6 +215,11 @@ TEST(Sample, IsAFunctionOfSeedPromptAndPosition) {
   EXPECT_THAT(draws(uint64_t{1} << 63, uint64_t{1} << 40, 7), ElementsAre(112, 747, 735, 461, 878));
 }
 
+TEST(LogSumExp, HoldsForAnySizeOfLogits) {
+  EXPECT_DOUBLE_EQ(log_sum_exp(std::vector<float>{1000, 1000}), 1000 + std::log(2));
+  EXPECT_DOUBLE_EQ(log_sum_exp(std::vector<float>{-2000, -2000, -kInfinity}), -2000 + std::log(2));
+}
+
 TEST(Logprobs, AreThoseOfTheModel) {
   const std::vector<float> logits = {1, 3, 2, 3, -kInfinity, 9};
   double sum = 0;

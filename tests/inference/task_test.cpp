@@ -141,6 +141,22 @@ TEST_P(TaskOf, LastWord) {
   EXPECT_EQ(json.at("perplexity_interval").size(), 2u);
 }
 
+TEST_P(TaskOf, LastWordIsRightWhenGreedyDecodingWritesIt) {
+  SamplingOptions options;
+  options.greedy = true;
+  options.max_tokens = 3;
+  const std::string word = generator_.generate("In the", options, 0, nullptr).text;
+  // Random weights write bytes that JSON cannot hold.
+  TaskItem right;
+  right.context = "In the";
+  right.continuations = {word};
+  TaskItem wrong = right;
+  wrong.continuations = {word.substr(0, 2) + (word.back() == 'X' ? "Y" : "X")};
+  Alone alone;
+  EXPECT_EQ(score(generator_, {TaskKind::last_word, {right}}, alone, 0).accuracy.value, 1);
+  EXPECT_EQ(score(generator_, {TaskKind::last_word, {right, wrong}}, alone, 0).accuracy.value, 0.5);
+}
+
 TEST_P(TaskOf, ExactMatch) {
   SamplingOptions options;
   options.greedy = true;
@@ -158,6 +174,40 @@ TEST_P(TaskOf, ExactMatch) {
   const Task defaults = read(R"({"context": "a", "answer": "b"})");
   EXPECT_EQ(defaults.items[0].generation.max_tokens, 32);
   EXPECT_THAT(defaults.items[0].generation.stop, ElementsAre("\n"));
+}
+
+// As lm-eval: of a context its last context_length - max_tokens tokens.
+TEST_P(TaskOf, ExactMatchKeepsTheEndOfALongContext) {
+  const int64_t context_length = golden_.config.context_length;
+  SamplingOptions options;
+  options.greedy = true;
+  options.max_tokens = 6;
+  const std::string end = (golden_.prompt() + std::string(48, 'x')).substr(0, context_length - 6);
+  const Completion want = generator_.generate(end, options, 0, nullptr);
+  ASSERT_EQ(want.tokens.size(), 6u);
+  Task task = read(R"({"context": "", "answer": "", "max_tokens": 6, "stop": ["zzz"]})");
+  task.items[0].expected = want.text;
+  Alone alone;
+  for (const size_t before : {0, 1, 5, 6, 7, 100}) {
+    task.items[0].context = std::string(before, 'Q') + end;
+    EXPECT_EQ(score(generator_, task, alone, 0).accuracy.value, 1) << before;
+  }
+}
+
+TEST_P(TaskOf, RefusesTokensThatLeaveNoRoomForAContext) {
+  const auto item = [](int64_t max_tokens) {
+    return fmt::format(R"({{"context": "a", "answer": "b", "max_tokens": {}}})", max_tokens) + "\n";
+  };
+  const int64_t context_length = golden_.config.context_length;
+  EXPECT_NO_THROW(run(item(context_length - 1)));
+  try {
+    run(item(3) + item(context_length));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.exit_code(), ExitCode::data);
+    EXPECT_THAT(error.what(), AllOf(HasSubstr("task.jsonl:2: \"max_tokens\" is 48"),
+                                    HasSubstr("less than the model's context of 48")));
+  }
 }
 
 TEST_P(TaskOf, WhatDoesNotFitTheModelNamesTheLine) {

@@ -165,6 +165,9 @@ TEST_F(KvPagesTest, AreCopiedWhenTheyAreWritten) {
   forks.clear();
   EXPECT_EQ(pages.in_use(), 3);
   EXPECT_EQ(pages.allocated(), 8);
+  pages.release_free();
+  EXPECT_EQ(pages.in_use(), 3);
+  EXPECT_EQ(pages.allocated(), 3);
 }
 
 }  // namespace

@@ -55,6 +55,18 @@ TEST_F(Draft, TellsWhatBecameOfIt) {
               HasSubstr(fmt::format("draft        {0} of {0} tokens accepted (100.0 %), ",
                                     draft.at("proposed").get<int>())));
   EXPECT_THAT(result.err, HasSubstr(" tokens a pass\n"));
+  // What is accepted behind the end of the text is none of it.
+  const std::string text = json::parse(generate({"--greedy", "--json"}).out).at("text");
+  const Arguments stopped{"--greedy", "--verbose", "--stop", text.substr(5, 3)};
+  const auto tokens_of = [&](const Arguments& more) {
+    Arguments arguments = stopped;
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const std::string err = generate(arguments).err;
+    const size_t begin = err.find("then ");
+    return err.substr(begin, err.find(" in ", begin) - begin);
+  };
+  EXPECT_THAT(tokens_of({}), HasSubstr(" tokens"));
+  EXPECT_EQ(tokens_of({"--draft", world.run()}), tokens_of({}));
   EXPECT_FALSE(json::parse(generate({"--json"}).out).contains("draft"));
   EXPECT_THAT(generate({"--draft", small()}).err,
               HasSubstr("the context of the draft holds 20 tokens: nothing is drafted after them"));

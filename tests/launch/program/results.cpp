@@ -1,4 +1,5 @@
 #include <cmath>
+#include <fstream>
 
 #include "tests/launch/program/world.h"
 
@@ -95,8 +96,8 @@ TEST_F(Evaluate, Tasks) {
   for (const char* row : {"last_word", "accuracy ", "perplexity "}) {
     EXPECT_THAT(last_word.out, HasSubstr(row));
   }
-  const auto matches =
-      world.write("matches.jsonl", "{\"context\": \"The\", \"answer\": \"no such\"}\n");
+  const auto matches = world.write(
+      "matches.jsonl", "{\"context\": \"The\", \"answer\": \"no such\", \"max_tokens\": 8}\n");
   EXPECT_EQ(json::parse(evaluate(matches, {"--json"}).out),
             json({{"kind", "exact_match"}, {"items", 1}, {"accuracy", 0.0}}));
 
@@ -105,8 +106,28 @@ TEST_F(Evaluate, Tasks) {
   expect_error(evaluate(world.path("nowhere")), 3, {"nowhere"});
   const auto beyond = world.write("long.jsonl", "{\"text\": \"a " + std::string(40, 'b') + "\"}\n");
   expect_error(evaluate(beyond, {}, 2), 3, {"long.jsonl:1: ", "41 tokens", "context of 32"});
+  const auto no_room = world.write("room.jsonl", "{\"context\": \"a\", \"answer\": \"b\"}\n");
+  expect_error(evaluate(no_room, {}, 2), 3,
+               {"room.jsonl:1: \"max_tokens\" is 32", "context of 32"});
   expect_error(evaluate(choices, {"--data", world.data()}), 2, {"--task contradicts --data"});
   expect_error(evaluate(choices, {"--stride", "4"}), 2, {"--task contradicts --stride"});
+}
+
+TEST_F(Evaluate, RefusesAModelThatComputesNoNumbers) {
+  const auto hf = world.path("hf-nan"), h5 = world.path("nan.h5");
+  ASSERT_EQ(run({"checkpoint", "export", world.run(), "--format", "hf", "--output", hf}).code, 0);
+  std::string weights = read_text(hf / "model.safetensors");
+  weights.replace(weights.size() - 2, 2, "\xc0\x7f");  // a NaN's upper half, in fp32 and bf16
+  std::ofstream(hf / "model.safetensors") << weights;
+  ASSERT_EQ(run({"checkpoint", "import", hf, "--output", h5}).code, 0);
+  const auto task = world.write("nan.jsonl", "{\"text\": \"over the lazy\"}\n");
+  for (const int workers : {0, 2}) {
+    const Options options{.workers = workers};
+    expect_error(run({"evaluate", "--checkpoint", h5, "--data", world.data()}, options), 3,
+                 {"nan.h5: the loss is nan", "the weights are damaged"});
+    expect_error(run({"evaluate", "--checkpoint", h5, "--task", task}, options), 3,
+                 {"logit of token 0 is nan"});
+  }
 }
 
 TEST_F(Evaluate, TableForPeople) {
