@@ -11,6 +11,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 label=${1:-}
+case $label in
+  '' | unit | mpi | crash | launch | emulated | gpu | determinism | cluster | sanitize) ;;
+  *)
+    sed -n '2,/^set/ { s/^# \{0,1\}//p }' "$0" >&2
+    exit 2
+    ;;
+esac
 
 folder=build
 options=(-DLOCKSTEP_TESTS=ON)
