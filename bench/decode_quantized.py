@@ -5,7 +5,7 @@
                                       [--threads N] [--rounds 5] [--output FILE]
 
 Makes a Llama of random weights, larger than the caches, and its versions of 8 and 4 bits, and lets
-each generate in turn. `generate --verbose` reads memory with the same threads right after the text,
+each generate in turn, the first in fp32 and in bf16. `generate --verbose` reads memory with the same threads right after the text,
 and gives the bytes that a token needs, per second, as a share of that; the table has the medians of
 the rounds.
 """
@@ -88,19 +88,20 @@ def make_models(args, folder, keep_source=False):
     run([args.program, "checkpoint", "import", hugging_face, "--output", whole])
     if not keep_source:
         (hugging_face / "model.safetensors").unlink()
-    models = {"fp32": whole}
+    models = {"fp32": (whole, "fp32"), "bf16": (whole, "bf16")}
     for bits in ("8", "4"):
-        models[f"{bits} bits"] = folder / f"{bits}.h5"
-        run([args.program, "checkpoint", "quantize", whole, "--bits", bits, "--output",
-             models[f"{bits} bits"], "--threads", args.threads])
+        quantized = folder / f"{bits}.h5"
+        run([args.program, "checkpoint", "quantize", whole, "--bits", bits, "--output", quantized,
+             "--threads", args.threads])
+        models[f"{bits} bits"] = (quantized, "fp32")
     return models
 
 
-def measure(args, model):
+def measure(args, model, precision):
     """Tokens a second, bytes a token as text, GB/s, GB/s of memory, their ratio in per cent."""
     done = run([args.program, "generate", "--checkpoint", model, "--prompt", "A", "--max-tokens",
                 args.tokens, "--greedy", "--forbid", "<|endoftext|>", "--verbose", "--precision",
-                "fp32", "--threads", args.threads])
+                precision, "--threads", args.threads])
     found = MEMORY.search(done.stderr)
     if not found:
         sys.exit(f"no rates in what generate says:\n{done.stderr}")
@@ -133,8 +134,8 @@ def main():
         models = make_models(args, pathlib.Path(name))
         results = {model: [] for model in models}
         for _ in range(args.rounds):
-            for model, path in models.items():
-                results[model].append(measure(args, path))
+            for model, (path, precision) in models.items():
+                results[model].append(measure(args, path, precision))
     table = [heading(args), "",
              "| weights | tokens/s | a token reads | GB/s | memory, GB/s | share of memory's rate |",
              "|---------|---------:|--------------:|-----:|-------------:|------------------------|"]
