@@ -88,12 +88,11 @@ def make_models(args, folder, keep_source=False):
     run([args.program, "checkpoint", "import", hugging_face, "--output", whole])
     if not keep_source:
         (hugging_face / "model.safetensors").unlink()
-    models = {"fp32": (whole, "fp32"), "bf16": (whole, "bf16")}
+    models = {"fp32": whole}
     for bits in ("8", "4"):
-        quantized = folder / f"{bits}.h5"
-        run([args.program, "checkpoint", "quantize", whole, "--bits", bits, "--output", quantized,
-             "--threads", args.threads])
-        models[f"{bits} bits"] = (quantized, "fp32")
+        models[f"{bits} bits"] = folder / f"{bits}.h5"
+        run([args.program, "checkpoint", "quantize", whole, "--bits", bits, "--output",
+             models[f"{bits} bits"], "--threads", args.threads])
     return models
 
 
@@ -132,10 +131,12 @@ def main():
 
     with tempfile.TemporaryDirectory() as name:
         models = make_models(args, pathlib.Path(name))
-        results = {model: [] for model in models}
+        rows = {"fp32": ("fp32", "fp32"), "bf16": ("fp32", "bf16"), "8 bits": ("8 bits", "fp32"),
+                "4 bits": ("4 bits", "fp32")}
+        results = {row: [] for row in rows}
         for _ in range(args.rounds):
-            for model, (path, precision) in models.items():
-                results[model].append(measure(args, path, precision))
+            for row, (weights, precision) in rows.items():
+                results[row].append(measure(args, models[weights], precision))
     table = [heading(args), "",
              "| weights | tokens/s | a token reads | GB/s | memory, GB/s | share of memory's rate |",
              "|---------|---------:|--------------:|-----:|-------------:|------------------------|"]
