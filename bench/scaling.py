@@ -147,17 +147,15 @@ def main():
     dataset = prepare(args, VOCABULARY)
     measured = {}
     for turn in range(args.rounds):
-        for name, (_, _, shapes) in DIMENSIONS.items():
-            for value, sizes in shapes.items():
-                measured.setdefault((name, value), []).append(cost(args, dataset, sizes))
+        for sizes in {sizes for _, _, shapes in DIMENSIONS.values() for sizes in shapes.values()}:
+            measured.setdefault(sizes, []).append(cost(args, dataset, sizes))
         for workers in WORKERS:
-            measured.setdefault(("workers", workers), []).append(
-                communication(args, dataset, workers))
+            measured.setdefault(workers, []).append(communication(args, dataset, workers))
         print(f"round {turn + 1} of {args.rounds} done", flush=True)
 
-    def rows_of(name):
-        return {value: tuple(map(statistics.median, zip(*rounds)))
-                for (other, value), rounds in measured.items() if other == name}
+    def rows_of(keys):
+        return {value: tuple(map(statistics.median, zip(*measured[key])))
+                for value, key in keys.items()}
 
     heading = (f"{datetime.date.today()}, commit {commit()}, {machine()}. {args.precision}, "
                f"{args.threads} threads, {TOKENS} tokens a step, vocabulary {VOCABULARY}, heads of "
@@ -166,16 +164,18 @@ def main():
     into_page("measured", heading)
     results = ["# How cost grows\n",
                "Written by bench/scaling.sh; docs/performance.md says what it means.\n", heading]
-    for name, (label, rest, _) in DIMENSIONS.items():
-        text = table(label, COLUMNS, rows_of(name), (0, 1, 0))
+    for name, (label, rest, shapes) in DIMENSIONS.items():
+        rows = rows_of(shapes)
+        text = table(label, COLUMNS, rows, (0, 1, 0))
         results += [f"## {label}\n\n{rest}.\n", text]
         into_page(name, text)
-        plot(name, label, COLUMNS, rows_of(name))
-    text = table("workers", WORKER_COLUMNS, rows_of("workers"), (1, 1))
+        plot(name, label, COLUMNS, rows)
+    rows = rows_of({workers: workers for workers in WORKERS})
+    text = table("workers", WORKER_COLUMNS, rows, (1, 1))
     results += [f"## workers\n\n4 layers, width 256, {max(WORKERS)} sequences of 256 tokens a step "
                 "in micro-batches of one, a thread a worker.\n", text]
     into_page("workers", text)
-    plot("workers", "workers", WORKER_COLUMNS, rows_of("workers"))
+    plot("workers", "workers", WORKER_COLUMNS, rows)
     (ROOT / "bench/results/scaling.md").write_text("\n".join(results))
     print("\n".join(results))
 

@@ -65,7 +65,8 @@ std::string shared_id(Communicator& host) {
 // ncclConfig_t has no such field (2.28, nor does 2.19), and a tuner plugin is a library of its own
 // that can only prefer. NCCL keeps most of its variables for the life of a process, but NCCL_ALGO
 // it reads anew for every communicator, when that is tuned (ncclTopoTuneModel): in a thread of its
-// own where the start does not block, so this must live until the communicator is ready.
+// own where the start does not block, so this must live until the communicator is ready. Not while
+// a thread of ours may read the environment.
 class ChosenAlgorithm {
  public:
   explicit ChosenAlgorithm(const std::string& algorithm) : chosen_(!algorithm.empty()) {

@@ -28,9 +28,12 @@ class Measurement {
   AllReduceRates run() {
     for (const int64_t size_bytes : kSizes) {
       double probe = 0, seconds = 0;
+      // Apart from what is collective: a GPU that is full says so before others wait for it.
       together([&] {
         if (stream_ == nullptr) stream_ = std::make_unique<Stream>(Device::cuda);
         data_ = std::make_unique<Buffer>(DType::fp32, Shape{size_bytes / 4}, Device::cuda);
+      });
+      together([&] {
         seconds_of_one(1);  // the first connects the workers
         probe = seconds_of_one(1);
       });

@@ -116,9 +116,8 @@ void Drafter::grow(std::span<Growing> growing, std::span<SamplingBuffers> buffer
     const Task& task = *g.task;
     task.statistics.passes_bytes += token_bytes * task.draft.sequence->length();
     const auto of_task = logits.subspan(n * vocab_size).first(known_);
-    check_logits(of_task, "the draft");
     const auto q = candidates_or_none(of_task, {task.tokens, task.prompt_size}, task.options,
-                                      buffers[thread_index()]);
+                                      buffers[thread_index()], "the draft");
     // Where the options leave none, the text, if it ever comes to it, is not the draft's to end.
     if (q.empty()) return void(g.left = 0);
     const int32_t token = pick(

@@ -30,8 +30,8 @@ double log_sum_exp(std::span<const float> logits) {
 
 std::span<const Candidate> candidates_or_none(std::span<const float> logits, const History& history,
                                               const SamplingOptions& options,
-                                              SamplingBuffers& buffers) {
-  check_logits(logits);
+                                              SamplingBuffers& buffers, std::string_view model) {
+  check_logits(logits, model);
   std::vector<double>& scores = buffers.scores;
   std::vector<Candidate>& kept = buffers.candidates;
   scores.assign(logits.begin(), logits.end());

@@ -38,7 +38,8 @@ std::span<const Candidate> candidates(std::span<const float> logits, const Histo
 // The same, or none when the options rule out every token.
 std::span<const Candidate> candidates_or_none(std::span<const float> logits, const History& history,
                                               const SamplingOptions& options,
-                                              SamplingBuffers& buffers);
+                                              SamplingBuffers& buffers,
+                                              std::string_view model = "the model");
 
 // Uniform in [0, 1), a multiple of 2^-53: a function of the arguments alone. Numbers of different
 // purposes are independent. `place`: of the token in its sequence.

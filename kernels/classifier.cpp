@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "core/profile.h"
-#include "core/range.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/products.h"
 #include "kernels/cpu/rows.h"
@@ -26,7 +25,7 @@ constexpr int64_t kMaxChunk = 1024;
 int64_t chunk_rows(int64_t rows, int64_t vocab_size) {
   const int64_t fit = kLogitsBytes / (vocab_size * size_bytes(DType::fp32));
   const int64_t most = std::clamp(fit / kRowPiece * kRowPiece, kRowPiece, kMaxChunk);
-  return round_up(pieces(rows, std::max<int64_t>(1, pieces(rows, most))), kRowPiece);
+  return even_pieces(std::max<int64_t>(1, rows), most);
 }
 
 template <class T>

@@ -31,7 +31,6 @@ constexpr double kClocksApart_s = 1;
 constexpr double kStraggler = 0.8;               // of the median rate
 constexpr double kSlowLink = 0.5;                // of the median link between hosts
 constexpr double kSlowLinkOfHost = 0.25;         // of the median link within one
-constexpr double kSlowNetwork = 100e6;           // bytes a second; Ethernet of 1 Gbit/s gives 117e6
 constexpr double kLateLink = 3, kLate_s = 1e-3;  // times the median latency, and at least
 constexpr size_t kHostsShown = 12;               // in a table
 

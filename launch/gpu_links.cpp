@@ -23,9 +23,8 @@ struct Algorithm {
 constexpr Algorithm kAlgorithms[] = {
     {"choice", "", "NCCL's choice"}, {"ring", "Ring", "ring"}, {"tree", "Tree", "tree"}};
 
-constexpr double kSlow = 0.5;           // of the best algorithm's rate, as of links between hosts
-constexpr double kSlowNetwork = 100e6;  // bytes a second, likewise
-constexpr int64_t kLarge = 1 << 20;     // bytes; smaller messages are a matter of latency
+constexpr double kSlow = 0.5;        // of the best algorithm's rate
+constexpr int64_t kLarge = 1 << 20;  // bytes; smaller messages are a matter of latency
 
 double bus_rate(const json& rate) { return rate["bus_bytes_per_second"].get<double>(); }
 int64_t size_of(const json& rate) { return rate["size_bytes"].get<int64_t>(); }
@@ -99,7 +98,8 @@ void find_slow_network(const json& links, std::vector<Finding>& findings) {
   const std::map<int64_t, double> best = best_rates(links);
   if (best.empty()) return;
   const auto [size, rate] = *best.rbegin();
-  if (size < kLarge || rate >= kSlowNetwork) return;
+  // One that ends with a small size was too slow to go on.
+  if (rate >= kSlowNetwork) return;
   findings.push_back(
       {false,
        fmt::format("NCCL's all-reduce between the GPUs is slow: {:.3g} GB/s bus bandwidth at {}",
@@ -173,12 +173,12 @@ std::string gpu_links_text(const json& links) {
   for (const Algorithm& algorithm : kAlgorithms) {
     const json measured = links["algorithms"].value(algorithm.key, json::object());
     if (measured.empty()) continue;
-    titles += fmt::format("{:<27}", algorithm.title);
-    units += fmt::format("{:<9}{:<9}{:<9}", "us", "algbw", "busbw");
+    titles += fmt::format("{:<30}", algorithm.title);
+    units += fmt::format("{:<12}{:<9}{:<9}", "us", "algbw", "busbw");
     for (const json& rate : measured["rates"]) {
       std::string& line = lines[size_of(rate)];
       line.resize(column, ' ');
-      line += fmt::format("{:<9.1f}{:<9.2f}{:<9.2f}", rate["seconds"].get<double>() * 1e6,
+      line += fmt::format("{:<12.1f}{:<9.2f}{:<9.2f}", rate["seconds"].get<double>() * 1e6,
                           in_gb(rate["algorithm_bytes_per_second"]), in_gb(bus_rate(rate)));
     }
     column = titles.size();

@@ -135,15 +135,15 @@ void print_table(const QuantizeOptions& o, const Sizes& sizes, DType precision,
   fmt::print("{:<17}{} (split validation)\n", "tokens", grouped(c.tokens));
 }
 
-// Of the checkpoint with the file made of it, which does not stay when they cannot be compared: the
-// same command would be refused because of it.
+// Of the checkpoint with the file made of it, which does not stay when one of them computes no
+// numbers: it is of no use, and the same command would be refused because of it.
 Comparison compare_output(const QuantizeOptions& o, const Checkpoint& checkpoint,
                           const Dataset& dataset, DType precision) {
   try {
     return compare(checkpoint.info().model, Weights(checkpoint, precision),
                    Weights(Checkpoint::open(o.output), precision), dataset.split("validation"),
                    o.evaluation_tokens);
-  } catch (...) {
+  } catch (const DataError&) {
     std::error_code ignored;
     std::filesystem::remove(o.output, ignored);
     throw;

@@ -26,9 +26,6 @@ constexpr int64_t kSumBytes = 6 << 10;        // of a row, added up in one produ
 constexpr int64_t kWeightPieces = 16;
 constexpr int64_t kWeightSumBytes = 1 << 10;
 
-// The length of pieces of nearly equal length, a multiple of 64, at most `most`, that cover n.
-int64_t even_piece(int64_t n, int64_t most) { return round_up(pieces(n, pieces(n, most)), 64); }
-
 // Rows a multiple of 2 KB apart share few places of the caches: a product reads a copy instead.
 bool is_slow_stride(int64_t stride, int64_t element_bytes) {
   return stride * element_bytes % 2048 == 0;
@@ -67,7 +64,7 @@ class RowsTask {
         bias_(bias),
         transposed_(transposed),
         k_(transposed ? weight.cols() : weight.rows()),
-        sum_length_(even_piece(k_, kSumBytes / static_cast<int64_t>(sizeof(P)))) {}
+        sum_length_(even_pieces(k_, kSumBytes / static_cast<int64_t>(sizeof(P)))) {}
 
   void run(int64_t row, int64_t end, int64_t column, int64_t width) const {
     static thread_local Scratch sum_scratch;

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/range.h"
 #include "core/tensor.h"
 
 // Matrix products on all threads, cut into pieces that depend on the shape alone.
@@ -8,6 +9,12 @@ namespace lockstep::kernels::cpu {
 // kRowPiece of them, the last piece filled up: a row's result depends on that row and the weight
 // alone.
 inline constexpr int64_t kRowPiece = 64;
+
+// The length of pieces of nearly equal length, a multiple of kRowPiece, that cover n > 0; at most
+// `most`, which is one, too.
+inline int64_t even_pieces(int64_t n, int64_t most) {
+  return round_up(pieces(n, pieces(n, most)), kRowPiece);
+}
 
 // The type that operands of type `dtype` are multiplied in: their own, or fp32 where the machine
 // has no product of it.

@@ -108,6 +108,7 @@ TEST(GemmFp32, AnElementHasTheSameBitsInAnyPieceOfTheProduct) {
 // The last function has no fused multiply-add; the others agree.
 TEST(GemmFp32, HasTheSameBitsOnEveryInstructionSetWithFusedMultiplyAdd) {
   const auto functions = cpu::gemm_fp32_functions();
+  if (functions.size() < 3) GTEST_SKIP() << "this machine has one such set at most";
   for (const Product& p : kProducts) {
     for (size_t i = 1; i + 1 < functions.size(); i++) {
       EXPECT_EQ(bytes(p.run(functions[i])), bytes(p.run(functions[0])));

@@ -76,13 +76,15 @@ TEST(GpuLinks, AnAlgorithmThatDoesNotWork) {
 TEST(GpuLinks, ATable) {
   json without_tree = links(150, 0.5, 1);
   without_tree["algorithms"]["tree"] = {{"rates", json::array()}, {"failure", "refused"}};
-  EXPECT_EQ(gpu_links_text(without_tree),
-            "NCCL's all-reduce over 2 GPUs, rates in GB/s\n"
-            "                NCCL's choice              ring                       tree\n"
-            "                us       algbw    busbw    us       algbw    busbw    us       algbw"
-            "    busbw\n"
-            "  8 bytes       10.0     0.00     0.00     10.0     0.00     0.00\n"
-            "  32.0 MiB      223.7    150.00   150.00   67108.9  0.50     0.50\n");
+  without_tree["algorithms"]["ring"]["rates"].back()["seconds"] = 2.0;
+  EXPECT_EQ(
+      gpu_links_text(without_tree),
+      "NCCL's all-reduce over 2 GPUs, rates in GB/s\n"
+      "                NCCL's choice                 ring                          tree\n"
+      "                us          algbw    busbw    us          algbw    busbw    us          "
+      "algbw    busbw\n"
+      "  8 bytes       10.0        0.00     0.00     10.0        0.00     0.00\n"
+      "  32.0 MiB      223.7       150.00   150.00   2000000.0   0.50     0.50\n");
   EXPECT_EQ(gpu_links_text({{"workers", 1}, {"obstacle", "one worker alone"}}),
             "NCCL's all-reduce\n  not measured  one worker alone\n");
   EXPECT_EQ(gpu_links_text(json()), "");
