@@ -6,7 +6,7 @@
 
 Makes a Llama of random weights, larger than the caches, and its versions of 8 and 4 bits, and lets
 each generate in turn, the first in fp32 and in bf16. `generate --verbose` reads memory with the
-same threads right after the text, and gives the bytes that a token needs, per second, as a share of
+same threads right before the text, and gives the bytes that a token needs, per second, as a share of
 that; the table has the medians of the rounds.
 """
 import argparse

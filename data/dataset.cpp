@@ -42,8 +42,8 @@ json read_description(const fs::path& folder) {
   if (!fs::exists(path)) {
     throw DataError(
         "{} is not a dataset: it has no dataset.json\nMake one with `lockstep prepare --input TEXT "
-        "--output {}`.",
-        folder.string(), folder.string());
+        "--output DATASET`.",
+        folder.string());
   }
   json description = json::parse(read_file(path), nullptr, false);
   if (description.is_discarded()) throw DataError("{} is not valid JSON", path.string());

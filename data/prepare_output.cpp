@@ -21,10 +21,12 @@ void refuse_existing(const fs::path& output) {
   const fs::file_status status = fs::status(output, error);
   if (!fs::exists(status)) return;
   if (fs::is_directory(status) && fs::is_empty(output, error) && !error) return;
-  throw UsageError(
-      "{} exists already and is not overwritten\nRemove it first (rm -r {}), or give another "
-      "--output.",
-      output.string(), output.string());
+  // What else there is may be someone's texts.
+  const bool dataset = fs::exists(output / "dataset.json", error);
+  throw UsageError("{} exists already and is not overwritten\n{}", output.string(),
+                   dataset ? fmt::format("Remove it first (rm -r {}), or give another --output.",
+                                         output.string())
+                           : "Give another --output.");
 }
 
 [[noreturn]] void fail(std::string_view what, const fs::path& path, int reason) {

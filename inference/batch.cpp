@@ -106,6 +106,7 @@ Batch::Batch(const BatchModel& model, std::span<const GenerationRequest> request
 
 // Where there are several requests, the one that an error is about.
 std::string Batch::which(size_t index) const {
+  if (!requests_[index].origin.empty()) return requests_[index].origin;
   return requests_.size() > 1 ? fmt::format("prompt {}: ", index + 1) : "";
 }
 

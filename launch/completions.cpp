@@ -62,6 +62,9 @@ std::string completion_json(const std::string& prompt, const Completion& complet
   return object.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
 }
 
+StatisticsPrinter::StatisticsPrinter(Device device)
+    : memory_rate_(kernels::measured_memory_rate(device)) {}
+
 void StatisticsPrinter::print(const Completion& completion) {
   const GenerationStatistics& s = completion.statistics;
   const auto line = [](const char* subject, const std::string& text) {
@@ -87,11 +90,10 @@ void StatisticsPrinter::print(const Completion& completion) {
                               100 * rate(s.draft->accepted, static_cast<double>(s.draft->proposed)),
                               rate(tokens, static_cast<double>(s.passes))));
   }
-  if (!memory_rate_) memory_rate_ = kernels::measured_memory_rate(device_);
-  const double read = rate(s.passes_bytes, s.passes_seconds), share = read / *memory_rate_;
+  const double read = rate(s.passes_bytes, s.passes_seconds), share = read / memory_rate_;
   line("memory", fmt::format("{} a token, {:.2f} GB/s: {:.1f} % of the {:.2f} GB/s measured here{}",
                              size_text(s.passes_bytes / tokens), read / 1e9, 100 * share,
-                             *memory_rate_ / 1e9, share > 1 ? " (the caches hold much)" : ""));
+                             memory_rate_ / 1e9, share > 1 ? " (the caches hold much)" : ""));
 }
 
 void CompletionOutput::run(Generator& generator, std::vector<GenerationRequest> requests,

@@ -10,15 +10,15 @@
 // How generate shows what it writes.
 namespace lockstep::launch {
 
-// Where the time went, on standard error. The rate of memory is measured when it is first needed.
+// Where the time went, on standard error. The rate of memory is measured when this is made, for a
+// second, which is no time of any text.
 class StatisticsPrinter {
  public:
-  explicit StatisticsPrinter(Device device) : device_(device) {}
+  explicit StatisticsPrinter(Device device);
   void print(const Completion& completion);
 
  private:
-  const Device device_;
-  std::optional<double> memory_rate_;  // bytes a second
+  const double memory_rate_;  // bytes a second
 };
 
 // One JSON object on one line, without its end: prompt, text, tokens, finish_reason, on request

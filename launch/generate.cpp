@@ -127,6 +127,11 @@ constexpr const char* kPromptLookup = "prompt-lookup";
 // The model that --draft names.
 std::optional<Checkpoint> open_draft(const std::filesystem::path& path) {
   if (path.empty() || path == kPromptLookup) return std::nullopt;
+  if (std::error_code error; !std::filesystem::exists(path, error)) {
+    throw DataError(
+        "--draft: there is no '{}': {}, a run folder, a step folder or a model.h5 is needed",
+        path.string(), kPromptLookup);
+  }
   return Checkpoint::open(path);
 }
 
@@ -226,21 +231,25 @@ ExitCode run_generate(const Arguments& arguments, MpiSession* session) {
   Generator generator(checkpoint, compute.precision, compute.device);
   add_draft(generator, o, draft);
   const Tokenizer& tokenizer = generator.tokenizer();
-  StatisticsPrinter statistics(compute.device);
+  std::optional<StatisticsPrinter> statistics;
+  if (o.verbose) statistics.emplace(compute.device);
   const BatchLimits batch = limits(o, compute.device, session ? session->local_size() : 1);
   if (o.interactive) {
     run_interactive(generator, resolve({"", o.request, 0, ""}, tokenizer), batch,
-                    o.verbose ? &statistics : nullptr, *interrupts);
+                    statistics ? &*statistics : nullptr, *interrupts);
     return ExitCode::done;
   }
   if (requests.empty()) requests.push_back({standard_input(), o.request, 0, ""});
   std::vector<GenerationRequest> resolved;  // all, before the first takes time
   for (const Request& request : requests) {
-    resolved.push_back({request.prompt, resolve(request, tokenizer), request.stream_index});
+    resolved.push_back({.prompt = request.prompt,
+                        .options = resolve(request, tokenizer),
+                        .stream_index = request.stream_index,
+                        .origin = request.origin});
   }
   if (file) return file->run(generator, resolved, batch);
   CompletionOutput(o.json ? OutputFormat::json : OutputFormat::text, tokenizer,
-                   o.verbose ? &statistics : nullptr)
+                   statistics ? &*statistics : nullptr)
       .run(generator, std::move(resolved), batch);
   return ExitCode::done;
 }

@@ -58,8 +58,9 @@ TEST_F(Batch, TextsAndTheirOrderDoNotDependOnIt) {
 
 // A page of 16 tokens of this model is 4 KiB.
 TEST_F(Batch, NoMemoryForOneRequest) {
-  expect_error(generate({"--kv-cache-memory", "0.000006"}), 2,
-               {"prompt ", "tokens need 8.0 KiB", "--kv-cache-memory is 6.3 KiB", "--max-tokens"});
+  expect_error(
+      generate({"--kv-cache-memory", "0.000006"}), 2,
+      {"batch.jsonl:", "tokens need 8.0 KiB", "--kv-cache-memory is 6.3 KiB", "--max-tokens"});
   expect_error(generate({"--kv-cache-memory", "0"}), 2, {"--kv-cache-memory 0"});
   expect_error(generate({"--batch-size", "0"}), 2, {"--batch-size 0"});
 }

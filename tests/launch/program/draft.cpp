@@ -83,14 +83,14 @@ TEST_F(Draft, OfAnotherTokenizer) {
 }
 
 TEST_F(Draft, ThatDoesNotDo) {
-  expect_error(generate({"--draft", world.path("nothing")}), 3, {"nothing"});
+  expect_error(generate({"--draft", world.path("nothing")}), 3, {"nothing", "prompt-lookup"});
   expect_error(generate({"--draft", "prompt-lookup", "--num-beams", "2"}), 2,
                {"--draft contradicts --num-beams", "leave one out"});
   const auto file =
       world.write("draft.jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": \"b\", \"num_beams\": 2}\n");
   expect_error(run({"generate", "--checkpoint", world.run(), "--prompt-file", file, "--draft",
                     "prompt-lookup"}),
-               2, {"prompt 2: --draft contradicts --num-beams"});
+               2, {"draft.jsonl:2: --draft contradicts --num-beams"});
   // Pages of 16 tokens: two of the model, two of the draft, which has a context of 20.
   expect_error(generate({"--draft", small(), "--kv-cache-memory", "0.000006"}), 2,
                {"keys and values of 28 tokens, the draft's too, need"});
