@@ -164,9 +164,8 @@ ExitCode Run::train() {
       if (due(config_.check_replicas)) {
         check_replicas(training_.model(), state().step, communicator_);
       }
-      const std::optional<Evaluation> evaluation = evaluate_when_due(stop);
-      report(result, step_seconds, evaluation);
-      give_up_when_lost(result, evaluation);
+      report(result, step_seconds, evaluate_when_due(stop));
+      give_up_when_lost(result);
       save_when_due(stop);
     }
     if (!stop) show_profile(profile_.turn(state().step, training_.model().stream(), peak_flops_));
@@ -252,22 +251,12 @@ void Run::report(const StepResult& result, double step_seconds,
   }
 }
 
-void Run::give_up_when_lost(const StepResult& result, const std::optional<Evaluation>& evaluation) {
-  // On the way, a loss may come back; what is whole when it is finished must not be NaN.
-  const bool diverged = finished() && evaluation && !std::isfinite(evaluation->loss);
-  if (state().lost_steps < kLostStepsAllowed && !diverged) return;
+void Run::give_up_when_lost(const StepResult& result) {
+  if (state().lost_steps < kLostStepsAllowed) return;
   finish_save();
   const std::string last = saved_step_
                                ? fmt::format("the checkpoint of step {} is good", *saved_step_)
                                : std::string("there is no checkpoint yet");
-  if (diverged) {
-    throw SharedError(
-        ExitCode::data,
-        fmt::format("the validation loss of step {} is not finite: the weights have diverged, and "
-                    "are not saved; {}\ntry a lower --learning-rate, a longer --warmup-steps or "
-                    "--clip-norm 1",
-                    result.step, last));
-  }
   throw SharedError(
       ExitCode::data,
       fmt::format("the gradients of {} steps in a row were not finite (loss {} at step {}, loss "

@@ -46,7 +46,7 @@ class Run {
   void report(const StepResult& result, double step_seconds,
               const std::optional<Evaluation>& evaluation);
   void stop_in_time(const StepResult& result, double step_seconds);
-  void give_up_when_lost(const StepResult& result, const std::optional<Evaluation>& evaluation);
+  void give_up_when_lost(const StepResult& result);
   void save_when_due(bool stop);
   void finish_save();
   void note_saved();

@@ -242,15 +242,6 @@ TEST_F(RunTest, StartsFromGivenWeights) {
   EXPECT_THAT(error_of<SharedError>(wrong), HasSubstr("another tokenizer"));
 }
 
-TEST_F(RunTest, WeightsWithoutAValidationLossAreNotSaved) {
-  TrainConfig wild = config("wild", 3);  // fewer steps than may be passed over in a row
-  wild.schedule = {Schedule::constant, 1e37, 0, 0};
-  const std::string error = error_of<SharedError>(wild);
-  EXPECT_THAT(error, HasSubstr("the validation loss of step 3 is not finite"));
-  EXPECT_THAT(error, HasSubstr("there is no checkpoint yet"));
-  EXPECT_FALSE(std::filesystem::exists(checkpoint_folder(wild.run, 3)));
-}
-
 TEST_F(RunTest, ARunThatDivergesEndsAndLeavesItsCheckpointAlone) {
   TrainConfig c = config("run", 100);
   c.checkpoint_every = 2;
