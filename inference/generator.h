@@ -68,8 +68,8 @@ struct GenerationRequest {
   // The prompt loses its beginning where it is longer than the model's context less max_tokens, as
   // lm-eval has it; else one beyond the context is refused.
   bool truncate_prompt = false;
-  std::string origin =
-      "";  // "prompts.jsonl:3: ", to precede an error; "": the prompt's number does
+  // "prompts.jsonl:3: ", to precede an error; where it is empty, the prompt's number does.
+  std::string origin = "";
 };
 
 // How many requests run together.

@@ -17,8 +17,10 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 
 std::string words(size_t count, unsigned seed = 0) {
   std::string text;
@@ -318,9 +320,12 @@ TEST_F(Prepare, NeverOverwrites) {
   fs::create_directory(config.output);  // an empty folder is no loss
   prepare(config);
   const auto before = read_file(config.output / "dataset.json");
-  EXPECT_THAT(error_of<UsageError>(config), HasSubstr("exists already and is not overwritten"));
+  EXPECT_THAT(error_of<UsageError>(config),
+              AllOf(HasSubstr("exists already and is not overwritten"), HasSubstr("rm -r")));
   EXPECT_EQ(read_file(config.output / "dataset.json"), before);
-  EXPECT_THAT(error_of<UsageError>(bytes({input}, "a.txt")), HasSubstr("exists already"));
+  // Whoever names their own text is not told to remove it.
+  EXPECT_THAT(error_of<UsageError>(bytes({input}, "a.txt")),
+              AllOf(HasSubstr("exists already"), Not(HasSubstr("rm -r"))));
 }
 
 TEST_F(Prepare, ClearsWhatADeadRunLeftBehind) {
