@@ -42,10 +42,11 @@ struct Relu {
 };
 
 struct Sigmoid {
-  LOCKSTEP_INLINE static Point at(float x) {
-    // s (1 - s) without the cancellation.
-    const float e = math::exp(-math::detail::magnitude(x)), r = 1.0f / (1.0f + e);
-    return {(x < 0.0f ? e : 1.0f) * r, e * r * r};
+  LOCKSTEP_INLINE static Point at(float x) { return at(x, math::exp(-math::detail::magnitude(x))); }
+  // With e = e^-|x|.
+  LOCKSTEP_INLINE static Point at(float x, float e) {
+    const float r = 1.0f / (1.0f + e);
+    return {(x < 0.0f ? e : 1.0f) * r, e * r * r};  // s (1 - s) without the cancellation
   }
 };
 
@@ -69,7 +70,8 @@ struct GeluTanh {
     // (1 + tanh u) / 2 = sigmoid(2 u), which keeps its precision where u is negative.
     constexpr float kTwoRootTwoOverPi = 1.59576912f;
     const float z = math::detail::clamp(x, -16.0f, 16.0f);
-    const Point s = Sigmoid::at(kTwoRootTwoOverPi * (z + 0.044715f * z * z * z));
+    const float t = kTwoRootTwoOverPi * (z + 0.044715f * z * z * z);
+    const Point s = Sigmoid::at(t, math::exp_of_negative(-math::detail::magnitude(t)));
     const float inner_slope = kTwoRootTwoOverPi * (1.0f + 3.0f * 0.044715f * z * z);
     return {x * s.value, s.value + z * s.slope * inner_slope};
   }
@@ -77,8 +79,9 @@ struct GeluTanh {
 
 struct Silu {
   LOCKSTEP_INLINE static Point at(float x) {
-    const Point s = Sigmoid::at(x);
-    return {x * s.value, s.value + math::detail::clamp(x, -120.0f, 120.0f) * s.slope};
+    const float z = math::detail::clamp(x, -120.0f, 120.0f);
+    const Point s = Sigmoid::at(z, math::exp_of_negative(-math::detail::magnitude(z)));
+    return {x * s.value, s.value + z * s.slope};
   }
 };
 
