@@ -285,7 +285,7 @@ void find_on_disks(const json& workers, std::vector<Finding>& findings) {
     if (worker.contains("disk_error")) {
       findings.push_back({true,
                           fmt::format("{}: {}", host, worker["disk_error"].get<std::string>()),
-                          "change to a folder of yours; datasets and runs are written there"});
+                          "choose a --run that can be written, or change to a folder of yours"});
     } else if (worker.contains("disk_free_bytes") &&
                worker["disk_free_bytes"].get<int64_t>() < 2048 * kMiB) {
       findings.push_back({false,

@@ -64,6 +64,10 @@ CompletionFile::CompletionFile(fs::path output, Work work, size_t count)
 std::unique_ptr<CompletionFile> CompletionFile::open(const fs::path& output, const Work& work,
                                                      size_t count) {
   if (fs::is_directory(output)) throw UsageError("{} is a folder: name a file", output.string());
+  if (const fs::path folder = output.parent_path(); !folder.empty() && !fs::is_directory(folder)) {
+    throw UsageError("there is no folder {} for {}: make it, or choose another --output",
+                     folder.string(), output.filename().string());
+  }
   std::unique_ptr<CompletionFile> file(new CompletionFile(output, work, count));
   file->take_lease();
   file->open_journal();

@@ -149,7 +149,8 @@ std::optional<std::string> nearest(std::string_view name, const std::vector<std:
     const size_t slips = distance(name, candidate);
     const size_t d = prefix && slips > 1 ? 3 : 2 * slips;
     const size_t allowed = std::max<size_t>(1, std::max(name.size(), candidate.size()) / 3);
-    if ((prefix || slips <= allowed) && (!best || d < best_distance)) {
+    const bool something_alike = slips < std::max(name.size(), candidate.size());
+    if (something_alike && (prefix || slips <= allowed) && (!best || d < best_distance)) {
       best = candidate;
       best_distance = d;
     }

@@ -23,6 +23,7 @@ using std::chrono::seconds;
 
 RunStatus read(const fs::path& run) {
   if (auto status = read_status(run)) return *status;
+  if (!fs::exists(run)) throw DataError("{}: there is no such run folder", run.string());
   throw DataError(
       "{} has no {}: it is no run folder, or 'lockstep train' has not begun in it yet, or an older "
       "version did",

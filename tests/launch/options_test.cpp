@@ -204,6 +204,7 @@ TEST(Nearest, CountsEditsAndSwaps) {
   // One slip is nearer than a beginning in common, and that nearer than two slips.
   EXPECT_EQ(nearest("gelu-tanh", {"tanh", "gelu", "gelu_tanh"}), "gelu_tanh");
   EXPECT_EQ(nearest("clip", {"flap", "clip-norm"}), "clip-norm");
+  EXPECT_EQ(nearest("3", {"8", "4"}), std::nullopt);  // nothing in common
 }
 
 }  // namespace

@@ -113,7 +113,7 @@ TEST(Status, OfARunThatFailed) {
 }
 
 TEST(Status, WhatIsNoRunFolder) {
-  expect_error(run({"status", world.path("nowhere")}), 3, {"nowhere", "no run folder"});
+  expect_error(run({"status", world.path("nowhere")}), 3, {"nowhere", "no such run folder"});
   expect_error(run({"status", world.data()}), 3, {"no run folder", "status.json"});
   world.write("odd/status.json", "{}");
   expect_error(run({"status", world.path("odd")}), 3, {"status.json is damaged"});
