@@ -359,6 +359,7 @@ void Tokenizer::encode(std::string_view text, std::vector<int32_t>& ids) const {
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<int32_t> ids;
+  ids.reserve(text.size() / 2);  // few texts have more, and what is not written takes no memory
   encode(text, ids);
   return ids;
 }
