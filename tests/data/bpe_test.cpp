@@ -89,6 +89,16 @@ TEST(BpeMerger, MergesByTheDefinition) {
   }
 }
 
+// "bc" is merged first, so that no word becomes the token "abc".
+TEST(Tokenizer, AWordBecomesATokenOnlyByMerges) {
+  const Tokenizer bytes = Tokenizer::from_merges({}, {});
+  const int32_t a = bytes.encode("a")[0], b = bytes.encode("b")[0], c = bytes.encode("c")[0];
+  const Tokenizer tokenizer = Tokenizer::from_merges({}, {{b, c}, {a, b}, {257, c}});
+  ASSERT_EQ(tokenizer.decode(Ids{258}), "abc");
+  EXPECT_EQ(tokenizer.encode("abc"), (Ids{a, 256}));
+  EXPECT_EQ(tokenizer.encode("ab"), Ids{257});
+}
+
 // What a thread remembers of words changes nothing: of two tokenizers in turn, and of words that
 // differ in zeros at their end.
 TEST(Tokenizer, RememberedWordsHaveTheIdsOfNewOnes) {
