@@ -7,33 +7,45 @@
 
 namespace lockstep {
 
-BpeMerger::RankTable::RankTable(size_t expected) {
-  Bucket empty;
-  std::fill_n(empty.pairs, kBucket, kNoPair);
-  std::fill_n(empty.ranks, kBucket, kNoRank);
-  buckets_.assign(std::bit_ceil(expected / 2 + 1), empty);
-  mask_ = buckets_.size() - 1;
+namespace {
+
+int32_t last_id(const std::array<int32_t, 256>& byte_ids,
+                const std::vector<BpeMerger::Merge>& merges) {
+  int32_t last = *std::max_element(byte_ids.begin(), byte_ids.end());
+  for (const auto& [left, right, result] : merges) last = std::max({last, left, right, result});
+  return last;
 }
 
-void BpeMerger::RankTable::add(int32_t left, int32_t right, uint32_t rank) {
-  const uint64_t pair = pair_of(left, right);
-  for (size_t i = bucket_of(pair);; i = (i + 1) & mask_) {
-    Bucket& bucket = buckets_[i];
-    const auto place = std::find(bucket.pairs, bucket.pairs + kBucket, kNoPair) - bucket.pairs;
-    if (place == kBucket) continue;
-    bucket.pairs[place] = pair;
-    bucket.ranks[place] = rank;
-    return;
+}  // namespace
+
+BpeMerger::RankTable::RankTable(const std::vector<Merge>& merges, int32_t last_id) {
+  // Of an id not all bits are ones, as they are of -1.
+  id_bits_ = static_cast<int>(std::bit_width(static_cast<uint32_t>(last_id) + 1));
+  hash_mask_ = (uint64_t{1} << 2 * id_bits_) - 1;
+  int bucket_bits = std::max(0, 2 * id_bits_ - 32);
+  while ((size_t{4} << bucket_bits) < merges.size()) bucket_bits++;  // half full at most
+  bucket_shift_ = 2 * id_bits_ - bucket_bits;
+  const Four no_ranks = Four{} + kNoRank;
+  buckets_.assign(size_t{1} << bucket_bits, Bucket{.hashes = {}, .ranks = {no_ranks, no_ranks}});
+
+  for (uint32_t rank = 0; rank < merges.size(); rank++) {
+    const uint64_t hash = hash_of(merges[rank].left, merges[rank].right);
+    Bucket& bucket = buckets_[hash >> bucket_shift_];
+    size_t place = 0;
+    while (place < 8 && bucket.ranks[place / 4][place % 4] != kNoRank) place++;
+    if (place == 8) {
+      more_[hash] = rank;
+    } else {
+      bucket.hashes[place / 4][place % 4] = static_cast<uint32_t>(hash);
+      bucket.ranks[place / 4][place % 4] = rank;
+    }
   }
 }
 
 BpeMerger::BpeMerger(const std::array<int32_t, 256>& byte_ids, const std::vector<Merge>& merges)
-    : byte_ids_(byte_ids), ranks_(merges.size()), byte_ranks_(1 << 16) {
+    : byte_ids_(byte_ids), ranks_(merges, last_id(byte_ids, merges)), byte_ranks_(1 << 16) {
   results_.reserve(merges.size());
-  for (const Merge& merge : merges) {
-    ranks_.add(merge.left, merge.right, static_cast<uint32_t>(results_.size()));
-    results_.push_back(merge.result);
-  }
+  for (const Merge& merge : merges) results_.push_back(merge.result);
   for (size_t pair = 0; pair < byte_ranks_.size(); pair++) {
     byte_ranks_[pair] = ranks_.find(byte_ids_[pair >> 8], byte_ids_[pair & 0xFF]);
   }
@@ -63,13 +75,15 @@ void BpeMerger::encode_short(std::string_view word, std::vector<int32_t>& ids) c
   uint64_t candidates[kPlaces];
   const size_t count = word.size();
   tokens[0] = tokens[count + 1] = -1;
-  for (size_t i = 0; i < count; i++) tokens[i + 1] = byte_ids_[static_cast<uint8_t>(word[i])];
   const auto set = [&](size_t place, uint32_t rank) {
     candidates[place] = uint64_t{rank} << 6 | place;
   };
-  candidates[0] = kNone;
-  for (size_t i = 1; i < count; i++) set(i, byte_ranks_[byte_pair(word[i - 1], word[i])]);
-  for (size_t i = count; i == count || i % 4 != 0; i++) candidates[i] = kNone;
+  for (size_t i = 0; i <= count; i += 4) std::fill_n(candidates + i, 4, kNone);
+  tokens[1] = byte_ids_[static_cast<uint8_t>(word[0])];
+  for (size_t i = 1; i < count; i++) {
+    tokens[i + 1] = byte_ids_[static_cast<uint8_t>(word[i])];
+    set(i, byte_ranks_[byte_pair(word[i - 1], word[i])]);
+  }
 
   uint64_t left = ~uint64_t{0} >> (62 - count);
   for (;;) {

@@ -4,6 +4,8 @@
 #include <string_view>
 #include <vector>
 
+#include "data/bpe_pair_table.h"
+
 namespace lockstep {
 
 // Applies merges to words. A word starts as its bytes' tokens; then, again and again, the adjacent
@@ -14,7 +16,7 @@ class BpeMerger {
   struct Merge {
     int32_t left, right, result;
   };
-  // merges[r] has rank r; at most 2^31 - 1 of them, no pair twice.
+  // merges[r] has rank r; at most 2^31 - 1 of them, no pair twice. Ids are below 2^31 - 1.
   BpeMerger(const std::array<int32_t, 256>& byte_ids, const std::vector<Merge>& merges);
 
   bool empty() const { return results_.empty(); }
@@ -30,42 +32,43 @@ class BpeMerger {
   static constexpr uint32_t kNoRank = UINT32_MAX;
 
   // The ranks of pairs of tokens: a hash table of buckets of one cache line. Whether a pair is
-  // there can hardly be foretold, so nothing branches on it.
+  // there can hardly be foretold, so nothing branches on it. No two pairs have the same hash, of
+  // which the number of the bucket is the first bits, and the bucket holds the last 32.
   class RankTable {
    public:
-    explicit RankTable(size_t expected);
-    void add(int32_t left, int32_t right, uint32_t rank);
-    // kNoRank where there is none. Negative ids have none.
+    // last_id: the largest that find() gets
+    RankTable(const std::vector<Merge>& merges, int32_t last_id);
+    // kNoRank where there is none. -1 is no token and has none.
     uint32_t find(int32_t left, int32_t right) const {
-      const uint64_t pair = pair_of(left, right);
-      for (size_t i = bucket_of(pair);; i = (i + 1) & mask_) {
-        const Bucket& bucket = buckets_[i];
-        uint32_t found = kNoRank;
-        for (size_t j = 0; j < kBucket; j++) {
-          const uint32_t other = -uint32_t{bucket.pairs[j] != pair};  // all bits, or none
-          found &= bucket.ranks[j] | other;
-        }
-        if (bucket.pairs[kBucket - 1] == kNoPair || found != kNoRank) return found;
-      }
+      const uint64_t hash = hash_of(left, right);
+      const Bucket& bucket = buckets_[hash >> bucket_shift_];
+      const Four last_bits = Four{} + static_cast<uint32_t>(hash);
+      const Four ranks = (bucket.ranks[0] | Four(bucket.hashes[0] != last_bits)) &
+                         (bucket.ranks[1] | Four(bucket.hashes[1] != last_bits));
+      const uint32_t found = ranks[0] & ranks[1] & ranks[2] & ranks[3];
+      if (bucket.ranks[1][3] == kNoRank || found != kNoRank) return found;
+      const uint32_t* in_more = more_.find(hash);
+      return in_more == nullptr ? kNoRank : *in_more;
     }
 
    private:
-    static constexpr uint64_t kNoPair = ~uint64_t{0};
-    static constexpr size_t kBucket = 5;
-    struct alignas(64) Bucket {  // filled from the front; when it is full, the next goes on
-      uint64_t pairs[kBucket];
-      uint32_t ranks[kBucket];
+    using Four = uint32_t __attribute__((vector_size(16)));
+    struct alignas(64) Bucket {  // filled from the front
+      Four hashes[2];
+      Four ranks[2];  // kNoRank: none
     };
-    static uint64_t pair_of(int32_t left, int32_t right) {
-      return uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right);
-    }
-    size_t bucket_of(uint64_t pair) const {
-      const uint64_t product = pair * 0x9E3779B97F4A7C15u;  // Fibonacci hashing
-      return (product ^ product >> 32) & mask_;
+    // The product with an odd number (Fibonacci hashing) modulo 2^(2 id_bits_), where it has an
+    // inverse.
+    uint64_t hash_of(int32_t left, int32_t right) const {
+      const uint64_t pair =
+          uint64_t{static_cast<uint32_t>(left)} << id_bits_ | static_cast<uint32_t>(right);
+      return pair * 0x9E3779B97F4A7C15u & hash_mask_;
     }
 
+    int id_bits_, bucket_shift_;
+    uint64_t hash_mask_;
     std::vector<Bucket> buckets_;
-    size_t mask_;
+    PairTable<uint32_t> more_;  // by hash: of the pairs that find their bucket full
   };
 
   static size_t byte_pair(char left, char right) {

@@ -17,6 +17,7 @@
 #include "data/tokenizer_added_tokens.h"
 #include "data/tokenizer_parts.h"
 #include "data/word_cache.h"
+#include "data/word_table.h"
 
 namespace lockstep {
 namespace {
@@ -38,7 +39,8 @@ class Tokenizer::Implementation {
       : parts_(std::move(parts)),
         pretokenizer_(parts_.steps),
         added_tokens_(parts_.added_tokens),
-        merger_(byte_ids, merges) {
+        merger_(byte_ids, merges),
+        whole_words_(find_whole_words(), Hash{}) {
     index_tokens();
   }
 
@@ -90,12 +92,24 @@ class Tokenizer::Implementation {
         if (!end_of_text_ && token.content == name) end_of_text_ = token.id;
       }
     }
-    if (!parts_.ignore_merges) return;
-    for (size_t id = 0; id < parts_.printed.size(); id++) {
-      if (auto bytes = parse_printed(parts_.printed[id]); bytes && !bytes->empty()) {
-        whole_words_.emplace(std::move(*bytes), static_cast<int32_t>(id));
+  }
+
+  // The tokens that words of their bytes become: with ignore_merges all, else those that the merges
+  // lead to.
+  std::vector<WordTable::Word> find_whole_words() const {
+    std::vector<WordTable::Word> words;
+    std::vector<int32_t> merged;
+    for (size_t i = 0; i < parts_.printed.size(); i++) {
+      auto bytes = parse_printed(parts_.printed[i]);
+      if (!bytes || bytes->empty()) continue;
+      const auto id = static_cast<int32_t>(i);
+      merged.clear();
+      if (!parts_.ignore_merges) merger_.encode(*bytes, merged);
+      if (parts_.ignore_merges || merged == std::vector{id}) {
+        words.emplace_back(std::move(*bytes), id);
       }
     }
+    return words;
   }
 
   void encode_plain(std::string_view text, std::vector<int32_t>& ids) const {
@@ -169,17 +183,14 @@ class Tokenizer::Implementation {
   }
 
   void encode_word(std::string_view word, std::vector<int32_t>& ids) const {
-    if (parts_.ignore_merges) {
-      if (const auto found = whole_words_.find(word); found != whole_words_.end()) {
-        ids.push_back(found->second);
-        return;
-      }
+    if (const int32_t* id = whole_words_.find(word, Hash{}(word))) {
+      ids.push_back(*id);
+      return;
     }
     merger_.encode(word, ids);
   }
 
   struct Hash {
-    using is_transparent = void;
     size_t operator()(std::string_view text) const { return XXH3_64bits(text.data(), text.size()); }
   };
 
@@ -187,11 +198,11 @@ class Tokenizer::Implementation {
   PreTokenizer pretokenizer_;
   AddedTokenFinder added_tokens_;
   BpeMerger merger_;
+  WordTable whole_words_;
   std::string token_bytes_;          // of all tokens, one after the other
   std::vector<size_t> token_begin_;  // one more than there are ids
   std::vector<bool> is_special_;
   std::optional<int32_t> end_of_text_;
-  std::unordered_map<std::string, int32_t, Hash, std::equal_to<>> whole_words_;
   const uint64_t number_ = next_number();  // tells this tokenizer's words in a thread's cache
 };
 
@@ -359,6 +370,7 @@ void Tokenizer::encode(std::string_view text, std::vector<int32_t>& ids) const {
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<int32_t> ids;
+  ids.reserve(text.size() / 2);  // few texts have more, and what is not written takes no memory
   encode(text, ids);
   return ids;
 }

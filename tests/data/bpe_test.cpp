@@ -27,8 +27,9 @@ std::array<int32_t, 256> byte_ids() {
   return ids;
 }
 
-// Merges of random tokens, most of them of tokens that are merges; the letters are a to d.
-Merges random_merges(std::mt19937& random, int count) {
+// Merges of random tokens, most of them of tokens that are merges; the letters are a to d. The ids
+// go down from `last`.
+Merges random_merges(std::mt19937& random, int count, int32_t last) {
   Merges merges;
   std::set<std::pair<int32_t, int32_t>> seen;
   Ids tokens{'a', 'b', 'c', 'd'};
@@ -36,8 +37,8 @@ Merges random_merges(std::mt19937& random, int count) {
     const int32_t left = tokens[random() % tokens.size()];
     const int32_t right = tokens[random() % tokens.size()];
     if (!seen.emplace(left, right).second) continue;
-    merges.push_back({left, right, static_cast<int32_t>(256 + i)});
-    tokens.push_back(256 + i);
+    merges.push_back({left, right, last - i});
+    tokens.push_back(last - i);
   }
   std::shuffle(merges.begin(), merges.end(), random);
   return merges;
@@ -72,11 +73,12 @@ std::string random_word(std::mt19937& random, size_t size) {
   return word;
 }
 
-// Words on both sides of kShortWord, from which on another method merges.
+// Words on both sides of kShortWord, from which on another method merges. All bits of the last id
+// are ones, as are those of what is beside a word.
 TEST(BpeMerger, MergesByTheDefinition) {
   std::mt19937 random(5);
   for (int round = 0; round < 20; round++) {
-    const Merges merges = random_merges(random, 10 + 20 * round);
+    const Merges merges = random_merges(random, 10 + 20 * round, round % 2 == 0 ? 0x3FF : 0xFFFFF);
     const BpeMerger merger(byte_ids(), merges);
     for (size_t size = 0; size < BpeMerger::kShortWord + 10; size++) {
       const std::string word = random_word(random, size);
@@ -85,6 +87,16 @@ TEST(BpeMerger, MergesByTheDefinition) {
       ASSERT_EQ(ids, by_definition(merges, word)) << word;
     }
   }
+}
+
+// "bc" is merged first, so that no word becomes the token "abc".
+TEST(Tokenizer, AWordBecomesATokenOnlyByMerges) {
+  const Tokenizer bytes = Tokenizer::from_merges({}, {});
+  const int32_t a = bytes.encode("a")[0], b = bytes.encode("b")[0], c = bytes.encode("c")[0];
+  const Tokenizer tokenizer = Tokenizer::from_merges({}, {{b, c}, {a, b}, {257, c}});
+  ASSERT_EQ(tokenizer.decode(Ids{258}), "abc");
+  EXPECT_EQ(tokenizer.encode("abc"), (Ids{a, 256}));
+  EXPECT_EQ(tokenizer.encode("ab"), Ids{257});
 }
 
 // What a thread remembers of words changes nothing: of two tokenizers in turn, and of words that
