@@ -3,7 +3,8 @@
 
 A GPT-2-style model (learned positions, layernorm, biases, tied output, gelu_tanh) with
 scaled_dot_product_attention, gradient-norm clipping and fused AdamW, on random tokens. Prints one
-JSON object: the median seconds a step after the warm-up, tokens a second, and the settings.
+JSON object: the median seconds a step after the warm-up, tokens a second, and the settings; with --profile
+(on the CPU) also the share of the steps' time that is in matrix products, those of attention not counted.
 """
 import argparse
 import json
@@ -13,6 +14,7 @@ import time
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 
 class Block(nn.Module):
@@ -56,6 +58,13 @@ class Gpt2(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
+def product_share(profiler, seconds):
+    products = {"aten::mm", "aten::addmm", "aten::bmm"}
+    spent = sum(event.self_cpu_time_total for event in profiler.key_averages()
+                if event.key in products)
+    return spent * 1e-6 / seconds
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name, default in dict(layers=4, hidden_size=256, heads=4, vocab_size=2048,
@@ -65,6 +74,7 @@ def main():
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -77,7 +87,10 @@ def main():
     stream = torch.randint(args.vocab_size, (64, args.batch_size, args.context_length + 1))
     stream = stream.to(args.device)
     seconds = []
+    profiler = profile(activities=[ProfilerActivity.CPU])
     for step in range(args.warmup + args.steps):
+        if args.profile and step == args.warmup:
+            profiler.start()
         batch = stream[step % len(stream)]
         begin = time.perf_counter()
         with torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16"):
@@ -89,7 +102,11 @@ def main():
         loss.item()
         seconds.append(time.perf_counter() - begin)
     median = statistics.median(seconds[args.warmup:])
-    print(json.dumps({
+    share = {}
+    if args.profile:
+        profiler.stop()
+        share["product_share"] = product_share(profiler, sum(seconds[args.warmup:]))
+    print(json.dumps(share | {
         "step_seconds": median,
         "tokens_per_second": args.batch_size * args.context_length / median,
         "torch": torch.__version__,
