@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What the batch scripts of this folder share; they source it. Settings of your cluster that hold for
-# all of them (modules, network interfaces) belong here: README.md says which.
+# all of them (modules, network interfaces) belong here: README.md says which. `asked` comes from the
+# scripts: a request to stop, USR1, that is 'unsent' to the workers.
 
 fail() {
   echo "${SLURM_JOB_NAME:-lockstep}: $*" >&2
@@ -72,12 +73,28 @@ show_progress() {
 }
 
 # Ends the job with a command's exit code. Code 75, stopped on request, puts the job back into the
-# queue, where it goes on; unless it was scancel that stopped it.
+# queue, where it goes on; unless it was scancel that stopped it. A launcher that was asked to stop
+# may end with a code of its own.
 finish() {
-  if [ "$1" -eq 75 ] && scontrol show job "$job" | grep -q 'JobState=RUNNING'; then
+  local code=$1
+  if [ -n "$asked" ]; then
+    case $code in 0 | 2 | 3 | 4) ;; *) code=75 ;; esac
+  fi
+  if [ "$code" -eq 75 ] && scontrol show job "$job" | grep -q 'JobState=RUNNING'; then
     scontrol requeue "$job"
   fi
-  exit "$1"
+  exit "$code"
+}
+
+# What changes once the workers have started: files that the first of them writes.
+signs() { stat -c '%i %y' "$run"/{lease,status}.json "$output".partial{,.lease} 2>/dev/null; }
+
+# Hands a request to stop on to the workers. In their start-up the launcher would lose it, or they
+# would end by it: then it waits.
+hand_on() {
+  [ "$asked" = unsent ] && [ "$(signs)" != "$before" ] || return
+  asked=sent
+  kill -USR1 "$workers" 2>/dev/null
 }
 
 # Runs `lockstep ARGUMENTS...` on all workers, and ends the job. USR1, which Slurm sends before the
@@ -85,11 +102,18 @@ finish() {
 run_workers() {
   choose_launcher
   echo "${SLURM_JOB_NAME:-lockstep}: ${launcher[*]} lockstep $*" >&2
+  run=$(value_of --run "$@") output=$(value_of --output "$@")
+  before=$(signs)
+  [ -z "$asked" ] || finish 75
   "${launcher[@]}" lockstep "$@" &
-  local workers=$!
-  trap 'kill -USR1 $workers' USR1
+  workers=$!
+  trap 'asked=unsent; hand_on' USR1
   trap : TERM  # at the time limit; the workers have it too, and this shell must outlive them
-  while kill -0 $workers 2>/dev/null; do wait $workers; done  # a trap ends a wait
+  while kill -0 $workers 2>/dev/null; do  # a trap ends a wait
+    hand_on
+    sleep 1 &
+    wait -n $workers $!
+  done
   wait $workers
   finish $?
 }

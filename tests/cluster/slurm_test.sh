@@ -88,6 +88,27 @@ preempted() {
   same_bits preempted undisturbed
 }
 
+# Asked to stop before its workers can be told: put back, and not ended.
+stopped_at_once() {
+  local id moment
+  for moment in 0 0.1 0.3; do
+    id=$(submit -o "at_once$moment.out" "$scripts/train.sbatch" --data data --run "at_once$moment" "${model[@]}" \
+      --steps 20000)
+    for _ in {1..6000}; do
+      grep -q "^lockstep-train: " "at_once$moment.out" 2>/dev/null && break
+      sleep 0.01
+    done
+    sleep $moment
+    scancel --signal=USR1 --batch "$id"
+    for _ in {1..300}; do
+      [ "$(field "$id" JobState)" != RUNNING ] && break
+      sleep 0.1
+    done
+    [ "$(field "$id" Restarts)" = 1 ] || fail "after $moment s: $(scontrol show job "$id") $(cat "at_once$moment.out")"
+    scancel "$id"
+  done
+}
+
 # Slurm says nothing before the limit: URG is what nobody listens to.
 out_of_time() {
   local id
@@ -185,7 +206,7 @@ mpirun -np 2 --oversubscribe --bind-to none --allow-run-as-root lockstep train -
   --run undisturbed "${model[@]}" --steps $steps 2>undisturbed.log || fail "$(cat undisturbed.log)"
 failed=()
 declare -A cases
-for name in preempted out_of_time node_fails sweep writes bad_input cancelled; do
+for name in preempted stopped_at_once out_of_time node_fails sweep writes bad_input cancelled; do
   $name >"$name.log" 2>&1 &
   cases[$name]=$!
 done
