@@ -9,9 +9,9 @@
 #
 # --restarts N: gives up after so many. --hang SECONDS: a job that finishes no step for so long is ended;
 # at least 120: choose more than its start, in which the lease of a lost host is watched for a minute and
-# --stage copies the dataset, and more than its longest evaluation. USR1, TERM and INT stop the training
-# as USR1 does (exit code 75). Exit codes are those of lockstep: 2, 3 and 75 are never started again, 4
-# says that it gave up.
+# --stage copies the dataset, and more than its longest evaluation. USR1, TERM, INT (Ctrl-C) and HUP (the
+# terminal was closed) save and stop, with exit code 75. Exit codes are those of lockstep: 2, 3 and 75 are
+# never started again, 4 says that it gave up.
 set -uo pipefail
 
 say() { echo "resilient.sh: $*" >&2; }
@@ -124,16 +124,30 @@ idle_seconds() {
   echo $(($(date +%s) - (last > began ? last : began)))
 }
 
-# Runs the job to its end; sets `code`. Workers of this host that outlive mpirun are ended, as they would
-# hold the run.
-job=
+# What changes once the workers have started: files that the first of them writes.
+signs() { stat -c '%i %y' "$run"/{lease,status}.json 2>/dev/null; }
+
+# Hands a request to stop on to the workers. In their start-up mpirun would lose it, or they would end
+# by it: then it waits.
+job='' asked=''
+hand_on() {
+  [ "$asked" = unsent ] && [ -n "$job" ] && [ "$(signs)" != "$before" ] || return
+  asked=sent
+  kill -USR1 "$job" 2>/dev/null
+}
+trap 'asked=unsent; hand_on' USR1 TERM INT HUP
+
+# Runs the job to its end; sets `code`. mpirun has a session of its own: a terminal's Ctrl-C must not
+# reach it, as it would end the workers unsaved. Workers of this host that outlive mpirun are ended, as
+# they would hold the run.
 run_job() {
   local on=() began now children=''
   [ ${#hosts[@]} -eq 0 ] || on=(--host "$(host_list)")
-  began=$(date +%s)
-  "${launcher[@]:0:at}" -np "$workers" "${on[@]}" "${launcher[@]:at}" "$program" train "$@" &
+  began=$(date +%s) before=$(signs)
+  setsid "${launcher[@]:0:at}" -np "$workers" "${on[@]}" "${launcher[@]:at}" "$program" train "$@" &
   job=$!
   while kill -0 "$job" 2>/dev/null; do
+    hand_on
     sleep 1 &
     wait -n "$job" $! 2>/dev/null
     now=$(ps -o pid=,lstart= --ppid "$job") && children=$now
@@ -143,19 +157,12 @@ run_job() {
     fi
   done
   wait "$job"
-  code=$?
+  code=$? job=''
   local pid start
   while read -r pid start; do  # a number may be another process's by now
     [ -z "$pid" ] || [ "$(ps -o lstart= -p "$pid")" != "$start" ] || kill -KILL "$pid"
   done <<<"$children"
 }
-
-stopping=
-stop() {
-  stopping=yes
-  kill -USR1 "$job" 2>/dev/null
-}
-trap stop USR1 TERM INT
 
 # Takes the hosts that do not answer off the list; says which.
 lost=()
@@ -196,7 +203,7 @@ for ((attempt = 0; ; attempt++)); do
   esac
   step=$(last_step)
   say "ended at step $step: $reason"
-  [ -z "$stopping" ] || exit 4
+  [ -z "$asked" ] || exit $((code == 4 ? 4 : 75))
   [ $attempt -lt "$restarts" ] || { say "given up after $restarts restarts"; exit 4; }
 
   had=${#hosts[@]}
@@ -212,7 +219,7 @@ for ((attempt = 0; ; attempt++)); do
   choose_workers "$@"
   say "starts again in $pause s: -np $workers${hosts[0]:+ on ${hosts[*]}}"
   sleep "$pause" &
-  wait $!
-  [ -z "$stopping" ] || exit 75
+  [ -n "$asked" ] || wait $!
+  [ -z "$asked" ] || exit 75
   pause=$((pause < 128 ? 2 * pause : 256))
 done

@@ -96,6 +96,25 @@ code=0
 wait $job || code=$?
 [ $code = 75 ] || fail "stopped ended with $code: $(cat stopped.log)"
 
+# Asked before its workers can be told: mpirun would lose it.
+early="$program train --data data --run early --layers 2 --heads 2 --hidden-size 48 --batch-size 8 --threads 1"
+on_first_host "$resilient -np 2 --hostfile hostfile $early --virtual-workers 4 --steps 100000" >early.log 2>&1 &
+job=$!
+until pgrep -f "^mpirun .*--run early " >/dev/null; do sleep 0.01; done
+pkill -TERM -f "^bash [^ ]*/launch/resilient.sh .*--run early "
+code=0
+wait $job || code=$?
+[ $code = 75 ] || fail "early ended with $code: $(cat early.log)"
+says early "saved early/checkpoints"
+
+# Ctrl-C, and the end of the terminal. A step takes longer than mpirun gives workers after Ctrl-C.
+for how in press close; do
+  ends_with 75 $how "$source/tests/cluster/interrupt.py $how $how/status.json $resilient -np 2" \
+    "--hostfile hostfile $program train --data data --run $how --layers 6 --heads 8 --hidden-size 512" \
+    "--context-length 64 --batch-size 64 --virtual-workers 4 --threads 1 --precision fp32 --steps 400"
+  compgen -G "$how/checkpoints/step-*" >/dev/null || fail "nothing was saved: $(cat $how.log)"
+done
+
 # What is wrong in the same way on every start.
 ends_with 2 usage "$resilient -np 3 --host 10.77.0.1:3 $(train usage)"
 ends_with 3 diverged "$resilient -np 1 $(train diverged --learning-rate 1e30 --clip-norm 0)"
