@@ -41,15 +41,16 @@ done
 # Hosts and their slots, from "a:2,b:2" or from the lines "a slots=2" of a file.
 hosts=() slots=()
 add_host() {
-  hosts+=("${1%%:*}")
-  if [[ $1 == *:* ]]; then slots+=("${1##*:}"); else slots+=(1); fi
+  [[ $1 =~ ^([^:]+)(:([1-9][0-9]*))?$ ]] || usage "'$1' is no host: write NAME:WORKERS"
+  hosts+=("${BASH_REMATCH[1]}") slots+=("${BASH_REMATCH[3]:-1}")
 }
 read_hostfile() {
   [ -r "$1" ] || usage "the hostfile $1 cannot be read"
   local host rest
   while read -r host rest; do
     [[ -z $host || $host == \#* ]] && continue
-    [[ $rest =~ slots=([0-9]+) ]] || usage "$1: say how many workers $host may have: $host slots=N"
+    [[ " $rest " =~ [[:space:]]slots[[:space:]]*=[[:space:]]*([0-9]+)[[:space:]] ]] ||
+      usage "$1: say how many workers $host may have: $host slots=N"
     add_host "$host:${BASH_REMATCH[1]}"
   done <"$1"
 }
@@ -70,10 +71,13 @@ while [ $# -gt 0 ] && [ "${2:-}" != train ]; do
   esac
   shift
 done
-[ $# -gt 0 ] || usage "a command is needed: mpirun -np N ... lockstep train ..."
+[ $# -gt 0 ] ||
+  usage "the command must be 'mpirun -np N ... lockstep train ...': only train can be started again"
 program=$1
 shift 2
 [[ $workers =~ ^[1-9][0-9]*$ ]] || usage "say how many workers: mpirun -np N ..."
+command -v "${launcher[0]:-}" >/dev/null ||
+  usage "there is no program '${launcher[0]:-}': the command must begin with mpirun"
 wanted=$workers
 
 # The value of an option of train: of the command, or as the run has it.
@@ -142,6 +146,7 @@ trap 'asked=unsent; hand_on' USR1 TERM INT HUP
 # they would hold the run.
 run_job() {
   local on=() began now children=''
+  hung=''
   [ ${#hosts[@]} -eq 0 ] || on=(--host "$(host_list)")
   began=$(date +%s) before=$(signs)
   setsid "${launcher[@]:0:at}" -np "$workers" "${on[@]}" "${launcher[@]:at}" "$program" train "$@" &
@@ -153,6 +158,7 @@ run_job() {
     now=$(ps -o pid=,lstart= --ppid "$job") && children=$now
     if [ "$(idle_seconds)" -gt "$hang" ]; then
       say "no step for $hang seconds: the job hangs, and is ended"
+      hung=yes
       end_job "$job" 2>/dev/null
     fi
   done
@@ -191,7 +197,7 @@ choose_workers() {
   for ((workers = most; ${shares:-$wanted} % workers != 0; workers--)); do :; done
 }
 
-pause=1 failed_at=
+pause=1 failed_at='' failures=0
 for ((attempt = 0; ; attempt++)); do
   run_job "$@"
   case $code in 0 | 2 | 3 | 75) exit $code ;; esac
@@ -209,13 +215,22 @@ for ((attempt = 0; ; attempt++)); do
   had=${#hosts[@]}
   drop_lost_hosts
   for host in "${lost[@]}"; do say "$host does not answer any more, and is left out"; done
-  [ "$had" -eq 0 ] || [ ${#hosts[@]} -gt 0 ] || { say "no host answers any more"; exit 4; }
-  if [ "$step" = "$failed_at" ] && [ ${#lost[@]} -eq 0 ]; then
-    say "it ended at the same step as before, though every host answers: started again it would" \
+  [ "$had" -eq 0 ] || [ ${#hosts[@]} -gt 0 ] || {
+    say "no host answers any more, or mpirun cannot work as it was called: look at the first error above"
+    exit 4
+  }
+  if [ $attempt -eq 0 ] && [ -z "$hung" ] && [ ${#lost[@]} -eq 0 ] && [ "$(signs)" = "$before" ]; then
+    say "it ended before it trained in $run, though every host answers: mend the command, or what the" \
+      "first error above names"
+    exit 4
+  fi
+  [ "$step" = "$failed_at" ] && [ ${#lost[@]} -eq 0 ] || failures=0
+  failed_at=$step failures=$((failures + 1))
+  if [ $failures -eq 3 ]; then
+    say "it ended at the same step three times, though every host answers: started again it would" \
       "end there again; look at the first error above"
     exit 4
   fi
-  failed_at=$step
   choose_workers "$@"
   say "starts again in $pause s: -np $workers${hosts[0]:+ on ${hosts[*]}}"
   sleep "$pause" &

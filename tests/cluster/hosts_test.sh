@@ -121,10 +121,24 @@ ends_with 3 diverged "$resilient -np 1 $(train diverged --learning-rate 1e30 --c
 for log in usage diverged; do
   ! grep -q "starts again" $log.log || fail "$log was started again: $(cat $log.log)"
 done
-printf '%s\n' '#!/bin/sh' 'kill -KILL $$' >dies && chmod +x dies
-ends_with 4 dies "$resilient -np 2 --hostfile hostfile ./dies train --run dies"
-says dies "ended at the same step as before"
-[ "$(grep -c "starts again" dies.log)" = 1 ] || fail "$(cat dies.log)"
+printf '%s\n' '#!/bin/sh' 'date +%N >dying/status.json' 'kill -KILL $$' >dies && chmod +x dies
+mkdir dying
+ends_with 4 dies "$resilient -np 2 --hostfile hostfile ./dies train --run dying"
+says dies "ended at the same step three times"
+[ "$(grep -c "starts again" dies.log)" = 2 ] || fail "$(cat dies.log)"
+# What cannot work is not started again.
+ends_with 4 never "$resilient -np 2 --hostfile hostfile ./no-such-program train --run never"
+says never "it ended before it trained in never"
+ends_with 2 launcher "${resilient%mpirun} no-mpirun -np 2 lockstep train --run never"
+says launcher "there is no program 'no-mpirun'"
+ends_with 2 evaluates "$resilient -np 2 lockstep evaluate --checkpoint undisturbed"
+says evaluates "only train can be started again"
+ends_with 2 no_host "$resilient -np 2 --host 10.77.0.1:two $(train never)"
+says no_host "'10.77.0.1:two' is no host"
+printf '%s\n' "10.77.0.1 max_slots=4 slots = 1" "10.77.0.2 max_slots=4" >few
+ends_with 2 few "$resilient -np 2 --hostfile few $(train never)"
+says few "say how many workers 10.77.0.2 may have: 10.77.0.2 slots=N"
+! grep -q "starts again" never.log launcher.log evaluates.log || fail "started again"
 ends_with 2 hasty "${resilient/120/119} -np 1 $(train hasty)"
 says hasty "119 is too short"
 
