@@ -22,19 +22,25 @@ job=$SLURM_JOB_ID
 sockets() {
   local node total
   node=$(scontrol show node --oneliner "$SLURMD_NODENAME")
-  [[ $node =~ \ CPUTot=([0-9]+) ]] && total=${BASH_REMATCH[1]}
-  [[ $node =~ \ Sockets=([0-9]+) ]] || fail "scontrol does not know the node $SLURMD_NODENAME"
+  [[ $node =~ \ CPUTot=([1-9][0-9]*) ]] && total=${BASH_REMATCH[1]}
+  [[ -n $total && $node =~ \ Sockets=([1-9][0-9]*) ]] ||
+    fail "scontrol does not tell the sockets of $SLURMD_NODENAME: say --ntasks-per-node, or submit it again"
   echo $(((SLURM_CPUS_ON_NODE * BASH_REMATCH[1] + total - 1) / total))
 }
 
 # Sets `launcher`, the words that start a job's workers: as many as sbatch was told (--ntasks,
 # --ntasks-per-node), else one a GPU, else one a socket; each with its share of the CPUs.
 choose_launcher() {
-  local each=${SLURM_GPUS_ON_NODE:-} cpus=${SLURM_CPUS_PER_TASK:-}
+  local name each cpus=${SLURM_CPUS_PER_TASK:-}
+  for name in SLURM_JOB_NUM_NODES SLURM_CPUS_ON_NODE SLURM_NTASKS SLURM_CPUS_PER_TASK SLURM_GPUS_ON_NODE; do
+    [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || [ "$name=${!name}" = SLURM_GPUS_ON_NODE=0 ] ||
+      fail "$name is '${!name}', and should be a number above 0"
+  done
+  each=${SLURM_GPUS_ON_NODE#0}
   if [ -n "${SLURM_NTASKS:-}" ]; then
     each=$(((SLURM_NTASKS + SLURM_JOB_NUM_NODES - 1) / SLURM_JOB_NUM_NODES))
   fi
-  [ -n "$each" ] || each=$(sockets)
+  [ -n "$each" ] || each=$(sockets) || exit 2
   : "${cpus:=$((SLURM_CPUS_ON_NODE / each > 0 ? SLURM_CPUS_ON_NODE / each : 1))}"
   local workers=${SLURM_NTASKS:-$((each * SLURM_JOB_NUM_NODES))}
   if srun --mpi=list 2>&1 | grep -q pmix; then
