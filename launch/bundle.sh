@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Collects the built programs, the tests for GPUs, the scripts they need, Open MPI and every shared
-# library but the C library's and CUDA's into one folder and FOLDER.tar.gz, for machines that lack
-# the packages: copy it anywhere and run FOLDER/bin/lockstep.
+# Collects the built programs, the tests for GPUs, the scripts they need and those for clusters, Open MPI
+# and every shared library but the C library's and CUDA's into one folder and FOLDER.tar.gz, for machines
+# that lack the packages: copy it anywhere and run FOLDER/bin/lockstep.
 #
 #   launch/bundle.sh [FOLDER]      default: build/lockstep-bundle
 #
@@ -101,6 +101,8 @@ done
 mkdir -p "$folder/bench"
 cp -r bench/gpu "$folder/bench/gpu"
 cp bench/train_pytorch.py "$folder/bench/"
+mkdir -p "$folder/share/lockstep/launch"  # as installed
+cp -r launch/resilient.sh launch/slurm "$folder/share/lockstep/launch/"
 cp README.md LICENSE "$folder/"
 rm -rf "$folder/bench/gpu/__pycache__"
 {

@@ -9,9 +9,9 @@
 #
 # --restarts N: gives up after so many. --hang SECONDS: a job that finishes no step for so long is ended;
 # at least 120: choose more than its start, in which the lease of a lost host is watched for a minute and
-# --stage copies the dataset, and more than its longest evaluation. USR1, TERM and INT stop the training
-# as USR1 does (exit code 75). Exit codes are those of lockstep: 2, 3 and 75 are never started again, 4
-# says that it gave up.
+# --stage copies the dataset, and more than its longest evaluation. USR1, TERM, INT (Ctrl-C) and HUP (the
+# terminal was closed) save and stop, with exit code 75. Exit codes are those of lockstep: 2, 3 and 75 are
+# never started again, 4 says that it gave up.
 set -uo pipefail
 
 say() { echo "resilient.sh: $*" >&2; }
@@ -41,15 +41,16 @@ done
 # Hosts and their slots, from "a:2,b:2" or from the lines "a slots=2" of a file.
 hosts=() slots=()
 add_host() {
-  hosts+=("${1%%:*}")
-  if [[ $1 == *:* ]]; then slots+=("${1##*:}"); else slots+=(1); fi
+  [[ $1 =~ ^([^:]+)(:([1-9][0-9]*))?$ ]] || usage "'$1' is no host: write NAME:WORKERS"
+  hosts+=("${BASH_REMATCH[1]}") slots+=("${BASH_REMATCH[3]:-1}")
 }
 read_hostfile() {
   [ -r "$1" ] || usage "the hostfile $1 cannot be read"
   local host rest
   while read -r host rest; do
     [[ -z $host || $host == \#* ]] && continue
-    [[ $rest =~ slots=([0-9]+) ]] || usage "$1: say how many workers $host may have: $host slots=N"
+    [[ " $rest " =~ [[:space:]]slots[[:space:]]*=[[:space:]]*([0-9]+)[[:space:]] ]] ||
+      usage "$1: say how many workers $host may have: $host slots=N"
     add_host "$host:${BASH_REMATCH[1]}"
   done <"$1"
 }
@@ -70,10 +71,13 @@ while [ $# -gt 0 ] && [ "${2:-}" != train ]; do
   esac
   shift
 done
-[ $# -gt 0 ] || usage "a command is needed: mpirun -np N ... lockstep train ..."
+[ $# -gt 0 ] ||
+  usage "the command must be 'mpirun -np N ... lockstep train ...': only train can be started again"
 program=$1
 shift 2
 [[ $workers =~ ^[1-9][0-9]*$ ]] || usage "say how many workers: mpirun -np N ..."
+command -v "${launcher[0]:-}" >/dev/null ||
+  usage "there is no program '${launcher[0]:-}': the command must begin with mpirun"
 wanted=$workers
 
 # The value of an option of train: of the command, or as the run has it.
@@ -124,38 +128,47 @@ idle_seconds() {
   echo $(($(date +%s) - (last > began ? last : began)))
 }
 
-# Runs the job to its end; sets `code`. Workers of this host that outlive mpirun are ended, as they would
-# hold the run.
-job=
+# What changes once the workers have started: files that the first of them writes.
+signs() { stat -c '%i %y' "$run"/{lease,status}.json 2>/dev/null; }
+
+# Hands a request to stop on to the workers. In their start-up mpirun would lose it, or they would end
+# by it: then it waits.
+job='' asked=''
+hand_on() {
+  [ "$asked" = unsent ] && [ -n "$job" ] && [ "$(signs)" != "$before" ] || return
+  asked=sent
+  kill -USR1 "$job" 2>/dev/null
+}
+trap 'asked=unsent; hand_on' USR1 TERM INT HUP
+
+# Runs the job to its end; sets `code`. mpirun has a session of its own: a terminal's Ctrl-C must not
+# reach it, as it would end the workers unsaved. Workers of this host that outlive mpirun are ended, as
+# they would hold the run.
 run_job() {
   local on=() began now children=''
+  hung=''
   [ ${#hosts[@]} -eq 0 ] || on=(--host "$(host_list)")
-  began=$(date +%s)
-  "${launcher[@]:0:at}" -np "$workers" "${on[@]}" "${launcher[@]:at}" "$program" train "$@" &
+  began=$(date +%s) before=$(signs)
+  setsid "${launcher[@]:0:at}" -np "$workers" "${on[@]}" "${launcher[@]:at}" "$program" train "$@" &
   job=$!
   while kill -0 "$job" 2>/dev/null; do
+    hand_on
     sleep 1 &
     wait -n "$job" $! 2>/dev/null
     now=$(ps -o pid=,lstart= --ppid "$job") && children=$now
     if [ "$(idle_seconds)" -gt "$hang" ]; then
       say "no step for $hang seconds: the job hangs, and is ended"
+      hung=yes
       end_job "$job" 2>/dev/null
     fi
   done
   wait "$job"
-  code=$?
+  code=$? job=''
   local pid start
   while read -r pid start; do  # a number may be another process's by now
     [ -z "$pid" ] || [ "$(ps -o lstart= -p "$pid")" != "$start" ] || kill -KILL "$pid"
   done <<<"$children"
 }
-
-stopping=
-stop() {
-  stopping=yes
-  kill -USR1 "$job" 2>/dev/null
-}
-trap stop USR1 TERM INT
 
 # Takes the hosts that do not answer off the list; says which.
 lost=()
@@ -184,7 +197,7 @@ choose_workers() {
   for ((workers = most; ${shares:-$wanted} % workers != 0; workers--)); do :; done
 }
 
-pause=1 failed_at=
+pause=1 failed_at='' failures=0
 for ((attempt = 0; ; attempt++)); do
   run_job "$@"
   case $code in 0 | 2 | 3 | 75) exit $code ;; esac
@@ -196,23 +209,32 @@ for ((attempt = 0; ; attempt++)); do
   esac
   step=$(last_step)
   say "ended at step $step: $reason"
-  [ -z "$stopping" ] || exit 4
+  [ -z "$asked" ] || exit $((code == 4 ? 4 : 75))
   [ $attempt -lt "$restarts" ] || { say "given up after $restarts restarts"; exit 4; }
 
   had=${#hosts[@]}
   drop_lost_hosts
   for host in "${lost[@]}"; do say "$host does not answer any more, and is left out"; done
-  [ "$had" -eq 0 ] || [ ${#hosts[@]} -gt 0 ] || { say "no host answers any more"; exit 4; }
-  if [ "$step" = "$failed_at" ] && [ ${#lost[@]} -eq 0 ]; then
-    say "it ended at the same step as before, though every host answers: started again it would" \
+  [ "$had" -eq 0 ] || [ ${#hosts[@]} -gt 0 ] || {
+    say "no host answers any more, or mpirun cannot work as it was called: look at the first error above"
+    exit 4
+  }
+  if [ $attempt -eq 0 ] && [ -z "$hung" ] && [ ${#lost[@]} -eq 0 ] && [ "$(signs)" = "$before" ]; then
+    say "it ended before it trained in $run, though every host answers: mend the command, or what the" \
+      "first error above names"
+    exit 4
+  fi
+  [ "$step" = "$failed_at" ] && [ ${#lost[@]} -eq 0 ] || failures=0
+  failed_at=$step failures=$((failures + 1))
+  if [ $failures -eq 3 ]; then
+    say "it ended at the same step three times, though every host answers: started again it would" \
       "end there again; look at the first error above"
     exit 4
   fi
-  failed_at=$step
   choose_workers "$@"
   say "starts again in $pause s: -np $workers${hosts[0]:+ on ${hosts[*]}}"
   sleep "$pause" &
-  wait $!
-  [ -z "$stopping" ] || exit 75
+  [ -n "$asked" ] || wait $!
+  [ -z "$asked" ] || exit 75
   pause=$((pause < 128 ? 2 * pause : 256))
 done

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What the batch scripts of this folder share; they source it. Settings of your cluster that hold for
-# all of them (modules, network interfaces) belong here: README.md says which.
+# all of them (modules, network interfaces) belong here: README.md says which. `asked` comes from the
+# scripts: a request to stop, USR1, that is 'unsent' to the workers.
 
 fail() {
   echo "${SLURM_JOB_NAME:-lockstep}: $*" >&2
@@ -21,19 +22,25 @@ job=$SLURM_JOB_ID
 sockets() {
   local node total
   node=$(scontrol show node --oneliner "$SLURMD_NODENAME")
-  [[ $node =~ \ CPUTot=([0-9]+) ]] && total=${BASH_REMATCH[1]}
-  [[ $node =~ \ Sockets=([0-9]+) ]] || fail "scontrol does not know the node $SLURMD_NODENAME"
+  [[ $node =~ \ CPUTot=([1-9][0-9]*) ]] && total=${BASH_REMATCH[1]}
+  [[ -n $total && $node =~ \ Sockets=([1-9][0-9]*) ]] ||
+    fail "scontrol does not tell the sockets of $SLURMD_NODENAME: say --ntasks-per-node, or submit it again"
   echo $(((SLURM_CPUS_ON_NODE * BASH_REMATCH[1] + total - 1) / total))
 }
 
 # Sets `launcher`, the words that start a job's workers: as many as sbatch was told (--ntasks,
 # --ntasks-per-node), else one a GPU, else one a socket; each with its share of the CPUs.
 choose_launcher() {
-  local each=${SLURM_GPUS_ON_NODE:-} cpus=${SLURM_CPUS_PER_TASK:-}
+  local name each cpus=${SLURM_CPUS_PER_TASK:-}
+  for name in SLURM_JOB_NUM_NODES SLURM_CPUS_ON_NODE SLURM_NTASKS SLURM_CPUS_PER_TASK SLURM_GPUS_ON_NODE; do
+    [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || [ "$name=${!name}" = SLURM_GPUS_ON_NODE=0 ] ||
+      fail "$name is '${!name}', and should be a number above 0"
+  done
+  each=${SLURM_GPUS_ON_NODE#0}
   if [ -n "${SLURM_NTASKS:-}" ]; then
     each=$(((SLURM_NTASKS + SLURM_JOB_NUM_NODES - 1) / SLURM_JOB_NUM_NODES))
   fi
-  [ -n "$each" ] || each=$(sockets)
+  [ -n "$each" ] || each=$(sockets) || exit 2
   : "${cpus:=$((SLURM_CPUS_ON_NODE / each > 0 ? SLURM_CPUS_ON_NODE / each : 1))}"
   local workers=${SLURM_NTASKS:-$((each * SLURM_JOB_NUM_NODES))}
   if srun --mpi=list 2>&1 | grep -q pmix; then
@@ -72,12 +79,28 @@ show_progress() {
 }
 
 # Ends the job with a command's exit code. Code 75, stopped on request, puts the job back into the
-# queue, where it goes on; unless it was scancel that stopped it.
+# queue, where it goes on; unless it was scancel that stopped it. A launcher that was asked to stop
+# may end with a code of its own.
 finish() {
-  if [ "$1" -eq 75 ] && scontrol show job "$job" | grep -q 'JobState=RUNNING'; then
+  local code=$1
+  if [ -n "$asked" ]; then
+    case $code in 0 | 2 | 3 | 4) ;; *) code=75 ;; esac
+  fi
+  if [ "$code" -eq 75 ] && scontrol show job "$job" | grep -q 'JobState=RUNNING'; then
     scontrol requeue "$job"
   fi
-  exit "$1"
+  exit "$code"
+}
+
+# What changes once the workers have started: files that the first of them writes.
+signs() { stat -c '%i %y' "$run"/{lease,status}.json "$output".partial{,.lease} 2>/dev/null; }
+
+# Hands a request to stop on to the workers. In their start-up the launcher would lose it, or they
+# would end by it: then it waits.
+hand_on() {
+  [ "$asked" = unsent ] && [ "$(signs)" != "$before" ] || return
+  asked=sent
+  kill -USR1 "$workers" 2>/dev/null
 }
 
 # Runs `lockstep ARGUMENTS...` on all workers, and ends the job. USR1, which Slurm sends before the
@@ -85,11 +108,18 @@ finish() {
 run_workers() {
   choose_launcher
   echo "${SLURM_JOB_NAME:-lockstep}: ${launcher[*]} lockstep $*" >&2
+  run=$(value_of --run "$@") output=$(value_of --output "$@")
+  before=$(signs)
+  [ -z "$asked" ] || finish 75
   "${launcher[@]}" lockstep "$@" &
-  local workers=$!
-  trap 'kill -USR1 $workers' USR1
+  workers=$!
+  trap 'asked=unsent; hand_on' USR1
   trap : TERM  # at the time limit; the workers have it too, and this shell must outlive them
-  while kill -0 $workers 2>/dev/null; do wait $workers; done  # a trap ends a wait
+  while kill -0 $workers 2>/dev/null; do  # a trap ends a wait
+    hand_on
+    sleep 1 &
+    wait -n $workers $!
+  done
   wait $workers
   finish $?
 }

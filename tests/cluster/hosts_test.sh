@@ -96,16 +96,49 @@ code=0
 wait $job || code=$?
 [ $code = 75 ] || fail "stopped ended with $code: $(cat stopped.log)"
 
+# Asked before its workers can be told: mpirun would lose it.
+early="$program train --data data --run early --layers 2 --heads 2 --hidden-size 48 --batch-size 8 --threads 1"
+on_first_host "$resilient -np 2 --hostfile hostfile $early --virtual-workers 4 --steps 100000" >early.log 2>&1 &
+job=$!
+until pgrep -f "^mpirun .*--run early " >/dev/null; do sleep 0.01; done
+pkill -TERM -f "^bash [^ ]*/launch/resilient.sh .*--run early "
+code=0
+wait $job || code=$?
+[ $code = 75 ] || fail "early ended with $code: $(cat early.log)"
+says early "saved early/checkpoints"
+
+# Ctrl-C, and the end of the terminal. A step takes longer than mpirun gives workers after Ctrl-C.
+for how in press close; do
+  ends_with 75 $how "$source/tests/cluster/interrupt.py $how $how/status.json $resilient -np 2" \
+    "--hostfile hostfile $program train --data data --run $how --layers 6 --heads 8 --hidden-size 512" \
+    "--context-length 64 --batch-size 64 --virtual-workers 4 --threads 1 --precision fp32 --steps 400"
+  compgen -G "$how/checkpoints/step-*" >/dev/null || fail "nothing was saved: $(cat $how.log)"
+done
+
 # What is wrong in the same way on every start.
 ends_with 2 usage "$resilient -np 3 --host 10.77.0.1:3 $(train usage)"
 ends_with 3 diverged "$resilient -np 1 $(train diverged --learning-rate 1e30 --clip-norm 0)"
 for log in usage diverged; do
   ! grep -q "starts again" $log.log || fail "$log was started again: $(cat $log.log)"
 done
-printf '%s\n' '#!/bin/sh' 'kill -KILL $$' >dies && chmod +x dies
-ends_with 4 dies "$resilient -np 2 --hostfile hostfile ./dies train --run dies"
-says dies "ended at the same step as before"
-[ "$(grep -c "starts again" dies.log)" = 1 ] || fail "$(cat dies.log)"
+printf '%s\n' '#!/bin/sh' 'date +%N >dying/status.json' 'kill -KILL $$' >dies && chmod +x dies
+mkdir dying
+ends_with 4 dies "$resilient -np 2 --hostfile hostfile ./dies train --run dying"
+says dies "ended at the same step three times"
+[ "$(grep -c "starts again" dies.log)" = 2 ] || fail "$(cat dies.log)"
+# What cannot work is not started again.
+ends_with 4 never "$resilient -np 2 --hostfile hostfile ./no-such-program train --run never"
+says never "it ended before it trained in never"
+ends_with 2 launcher "${resilient%mpirun} no-mpirun -np 2 lockstep train --run never"
+says launcher "there is no program 'no-mpirun'"
+ends_with 2 evaluates "$resilient -np 2 lockstep evaluate --checkpoint undisturbed"
+says evaluates "only train can be started again"
+ends_with 2 no_host "$resilient -np 2 --host 10.77.0.1:two $(train never)"
+says no_host "'10.77.0.1:two' is no host"
+printf '%s\n' "10.77.0.1 max_slots=4 slots = 1" "10.77.0.2 max_slots=4" >few
+ends_with 2 few "$resilient -np 2 --hostfile few $(train never)"
+says few "say how many workers 10.77.0.2 may have: 10.77.0.2 slots=N"
+! grep -q "starts again" never.log launcher.log evaluates.log || fail "started again"
 ends_with 2 hasty "${resilient/120/119} -np 1 $(train hasty)"
 says hasty "119 is too short"
 

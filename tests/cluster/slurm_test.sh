@@ -88,6 +88,28 @@ preempted() {
   same_bits preempted undisturbed
 }
 
+# Asked to stop before its workers can be told: put back, and not ended.
+stopped_at_once() {
+  local id moment
+  for moment in 0 0.1 0.3; do
+    id=$(submit -o "at_once$moment.out" "$scripts/train.sbatch" --data data --run "at_once$moment" "${model[@]}" \
+      --steps 20000)
+    for _ in {1..6000}; do
+      grep -q "^lockstep-train: " "at_once$moment.out" 2>/dev/null && break
+      sleep 0.01
+    done
+    sleep $moment
+    scancel --signal=USR1 --batch "$id"
+    for _ in {1..300}; do
+      [ "$(field "$id" JobState)" != RUNNING ] && break
+      sleep 0.1
+    done
+    [ "$(field "$id" Restarts)" = 1 ] ||
+      fail "after $moment s: $(scontrol show job "$id") $(cat "at_once$moment.out")"
+    scancel "$id"
+  done
+}
+
 # Slurm says nothing before the limit: URG is what nobody listens to.
 out_of_time() {
   local id
@@ -117,16 +139,19 @@ node_fails() {
 
 sweep() {
   local id task
-  printf '%s\n' "--seed 0" "--seed 1 --learning-rate 1e-3" >sweep.txt
-  id=$(submit -o sweep-%a.out --array=1-3 "$scripts/sweep.sbatch" sweep.txt runs --data data "${model[@]}" \
+  printf '%s\r\n' "--seed 0" "--seed 1 --learning-rate 1e-3" "" >sweep.txt
+  id=$(submit -o sweep-%a.out --array=1-4 "$scripts/sweep.sbatch" sweep.txt runs --data data "${model[@]}" \
     --steps 300)
   trains "${id}_2" runs/2 0
   scancel --signal=USR1 --batch "${id}_2"  # puts this task back, not the whole array
   for task in 1 2; do completes "${id}_$task" "sweep-$task.out"; done
   [ "$(field "${id}_1" Restarts)$(field "${id}_2" Restarts)" = 01 ] || fail "restarts"
   grep -q "^learning-rate = 0.001 " runs/2/run.cfg || fail "line 2 was not taken: $(cat runs/2/run.cfg)"
-  [ "$(ended "${id}_3")" = "FAILED, 2:0" ] || fail "task 3: $(ended "${id}_3")"
-  grep -q "sweep.txt has no line 3: choose --array=1-2" sweep-3.out || fail "$(cat sweep-3.out)"
+  for task in 3 4; do
+    [ "$(ended "${id}_$task")" = "FAILED, 2:0" ] || fail "task $task: $(ended "${id}_$task")"
+  done
+  grep -q "line 3 of sweep.txt is empty" sweep-3.out || fail "$(cat sweep-3.out)"
+  grep -q "sweep.txt has no line 4: choose --array=1-3" sweep-4.out || fail "$(cat sweep-4.out)"
 
   id=$(submit -o evaluate.out "$scripts/evaluate.sbatch" --checkpoint runs/1 --data data --json)
   completes "$id" evaluate.out
@@ -165,6 +190,22 @@ bad_input() {
     "$scripts/train.sbatch" --data data --run three "${model[@]}"
   refused no_program "lockstep is not on the job's PATH" --export=PATH=/usr/bin:/bin,SLURM_CONF \
     "$scripts/train.sbatch" --data data --run none
+  # A copy under another name; no controller that answers; odd values.
+  cp -r "$scripts" copy
+  mv copy/train.sbatch copy/job.sh
+  refused renamed "--run is missing" copy/job.sh --data x.sbatch/y
+  rm copy/common.sh
+  refused alone "common.sh must lie beside the script that was submitted, in $work/copy" copy/job.sh
+  mkdir busy
+  printf '%s\n' '#!/bin/sh' '[ "$2" != node ] && exec '"$(command -v scontrol)"' "$@"' 'exit 1' >busy/scontrol
+  chmod +x busy/scontrol
+  PATH=$work/busy:$PATH refused busy "scontrol does not tell the sockets" \
+    "$scripts/train.sbatch" --data data --run none
+  ! grep -q "error token" busy.out || fail "$(cat busy.out)"
+  local gpus
+  gpus=$(env SLURM_JOB_ID=1 SLURM_JOB_NUM_NODES=1 SLURM_CPUS_ON_NODE=2 SLURMD_NODENAME=n1 \
+    SLURM_GPUS_ON_NODE=gpu:2 "$scripts/train.sbatch" --data data --run none 2>&1) && fail "gpu:2 was taken"
+  [[ $gpus == *"SLURM_GPUS_ON_NODE is 'gpu:2'"* ]] || fail "$gpus"
   local code=0
   "$scripts/train.sbatch" --data data --run none 2>no_slurm.out || code=$?
   [ $code = 2 ] || fail "outside of Slurm: $code"
@@ -185,7 +226,7 @@ mpirun -np 2 --oversubscribe --bind-to none --allow-run-as-root lockstep train -
   --run undisturbed "${model[@]}" --steps $steps 2>undisturbed.log || fail "$(cat undisturbed.log)"
 failed=()
 declare -A cases
-for name in preempted out_of_time node_fails sweep writes bad_input cancelled; do
+for name in preempted stopped_at_once out_of_time node_fails sweep writes bad_input cancelled; do
   $name >"$name.log" 2>&1 &
   cases[$name]=$!
 done

@@ -11,6 +11,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 launch/bundle.sh "$work/first" >&2
 tar -C "$work" -xzf "$work/first.tar.gz"
+for file in resilient.sh slurm/train.sbatch slurm/common.sh; do
+  cmp "launch/$file" "$work/first/share/lockstep/launch/$file"
+done
 mkdir "$work/root"
 mv "$work/first" "$work/root/moved"  # it must not matter where it lies, or what it is called
 
