@@ -6,7 +6,8 @@
 #                             side on the CPU) and gpu (skipped without one)
 #   tests/run.sh determinism  the same bits in every combination of workers and threads; half an hour
 #   tests/run.sh cluster      the batch scripts on a Slurm cluster and training over two hosts, both made
-#                             of this machine, as root; installs Slurm; some minutes
+#                             of this machine, as root; stopped and killed at random moments, 40 starts
+#                             and 20 kills; installs Slurm; a quarter of an hour
 #   tests/run.sh sanitize     the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -212,6 +212,22 @@ bad_input() {
   grep -q "SLURM_JOB_ID is not set: submit this script with sbatch" no_slurm.out || fail "$(cat no_slurm.out)"
 }
 
+# Where Slurm has no PMIx, mpirun starts the workers.
+by_mpirun() {
+  local id
+  mkdir no_pmix
+  printf '%s\n' '#!/bin/sh' '[ "$1" = --mpi=list ] && exec echo none' "exec $(command -v srun) \"\$@\"" >no_pmix/srun
+  chmod +x no_pmix/srun
+  id=$(PATH=$work/no_pmix:$PATH OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+    submit -o mpirun.out "$scripts/train.sbatch" --data data --run by_mpirun "${model[@]}" --steps $steps)
+  trains "$id" by_mpirun 0
+  scancel --signal=USR1 --batch "$id"
+  completes "$id" mpirun.out
+  grep -q "^lockstep-train: mpirun -np 2 " mpirun.out || fail "$(cat mpirun.out)"
+  [ "$(field "$id" Restarts)" = 1 ] || fail "it was not put back: $(cat mpirun.out)"
+  same_bits by_mpirun undisturbed
+}
+
 # A job that is cancelled saves and stays away.
 cancelled() {
   local id
@@ -226,7 +242,7 @@ mpirun -np 2 --oversubscribe --bind-to none --allow-run-as-root lockstep train -
   --run undisturbed "${model[@]}" --steps $steps 2>undisturbed.log || fail "$(cat undisturbed.log)"
 failed=()
 declare -A cases
-for name in preempted stopped_at_once out_of_time node_fails sweep writes bad_input cancelled; do
+for name in preempted stopped_at_once out_of_time node_fails sweep writes bad_input by_mpirun cancelled; do
   $name >"$name.log" 2>&1 &
   cases[$name]=$!
 done
