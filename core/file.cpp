@@ -50,14 +50,15 @@ class Descriptor {
   int fd_;
 };
 
-void write_and_flush(Descriptor& file, const fs::path& path, std::string_view content) {
+void write_and_close(Descriptor& file, const fs::path& path, std::string_view content,
+                     Flush flush) {
   for (std::string_view rest = content; !rest.empty();) {
     const ssize_t n = ::write(file.get(), rest.data(), rest.size());
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail("write", path);
     rest.remove_prefix(static_cast<size_t>(n));
   }
-  if (::fsync(file.get()) != 0) fail("flush", path);
+  if (flush == Flush::yes && ::fsync(file.get()) != 0) fail("flush", path);
   file.close();
 }
 
@@ -78,16 +79,17 @@ std::string read_file(const fs::path& path) {
   return content;
 }
 
-void write_file_atomically(const fs::path& path, std::string_view content) {
+void write_file_atomically(const fs::path& path, std::string_view content, Flush flush) {
   const fs::path temporary = path.string() + ".tmp";
   Descriptor file(temporary, O_WRONLY | O_CREAT | O_TRUNC);
   try {
-    write_and_flush(file, temporary, content);
+    write_and_close(file, temporary, content, flush);
     if (::rename(temporary.c_str(), path.c_str()) != 0) fail("rename", temporary);
   } catch (...) {
     ::unlink(temporary.c_str());  // a full disk needs the room
     throw;
   }
+  if (flush == Flush::no) return;
   flush_to_disk(path.has_parent_path() ? path.parent_path() : fs::path("."));
 }
 

@@ -10,9 +10,14 @@ namespace lockstep {
 
 std::string read_file(const std::filesystem::path& path);
 
+// Whether what is written shall outlive the machine's loss of power. To flush may take minutes
+// while gigabytes go to the same disk; where a file is soon written anew, it need not be.
+enum class Flush { no, yes };
+
 // Writes a temporary file beside `path`, flushes it to disk, and renames it: a reader sees the old
 // content or the new, never a part. Where that fails the temporary file is removed.
-void write_file_atomically(const std::filesystem::path& path, std::string_view content);
+void write_file_atomically(const std::filesystem::path& path, std::string_view content,
+                           Flush flush = Flush::yes);
 
 // Flushes a file's or a folder's entries to disk.
 void flush_to_disk(const std::filesystem::path& path);

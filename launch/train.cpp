@@ -13,6 +13,7 @@
 #include "launch/machine.h"
 #include "launch/memory_check.h"
 #include "launch/same_tokenizer.h"
+#include "launch/shared_run.h"
 #include "launch/staging.h"
 #include "launch/text.h"
 #include "launch/time_limit.h"
@@ -255,7 +256,12 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   std::optional<StatusFile> status;  // the lease, which ends first, writes it
   RunLease lease(this_process(slurm_job()));
   status.emplace(lease, LOCKSTEP_VERSION);
-  if (!options.dry_run) take(lease, options, *status, world);
+  // Who waits for others to look again must not wait too long.
+  const double patience_s = std::min(5.0, options.collective_timeout_s / 2);
+  if (!options.dry_run) {
+    take(lease, options, *status, world);
+    check_run_is_shared(lease, options.run, patience_s, *session);
+  }
   run_together(world, [&] {
     make_absolute(options.data);
     make_absolute(options.initialize_from);
@@ -282,12 +288,16 @@ ExitCode run_train(const Arguments& arguments, MpiSession* session) {
   const auto nccl = device_communicator(device, world, options.collective_timeout_s);
   if (device == Device::cuda) check_gpu_memory(config, *session);
   const auto accepted = [&] {
+    run_together(world, [&] {
+      if (!first) return;
+      if (!lease.try_take(lease_of_run(options.run),
+                          [&] { status->write(); })) {  // of a run that has begun now
+        throw UsageError("another program has begun to train in {} just now; choose another --run",
+                         options.run.string());
+      }
+    });
+    check_run_is_shared(lease, options.run, patience_s, *session);
     if (!first) return;
-    if (!lease.try_take(lease_of_run(options.run),
-                        [&] { status->write(); })) {  // of a run that has begun now
-      throw UsageError("another program has begun to train in {} just now; choose another --run",
-                       options.run.string());
-    }
     write_options(options, table);
     open_status(*status, options.run);
   };

@@ -235,7 +235,9 @@ void RunLease::beat_on(const std::function<void()>& on_beat) {
     beats_++;
     try {
       lost_ = lost_ || !ours();
-      if (!lost_) write_file_atomically(leased_.file, text());
+      // Not flushed: a beat that waits for the disk would come too late, and others would think
+      // that this program is gone.
+      if (!lost_) write_file_atomically(leased_.file, text(), Flush::no);
       on_beat();
     } catch (const std::exception& error) {  // such as a full disk: the next save will tell
       if (!std::exchange(warned, true))

@@ -70,6 +70,7 @@ class RunLease {
   void check() const;
   bool lost() const { return lost_; }
 
+  bool held() const { return thread_.joinable(); }
   const Holder& self() const { return self_; }
   // Whose lease was taken over; empty: nobody's.
   const std::string& taken_over_from() const { return taken_over_from_; }

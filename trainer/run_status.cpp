@@ -161,7 +161,7 @@ void StatusFile::write() {
     status.heartbeat = unix_now();
     text = to_json(status).dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
   });
-  write_file_atomically(file_, text);
+  write_file_atomically(file_, text, Flush::no);  // from the thread of the beats, or of training
 }
 
 void StatusFile::end(State state, const std::string& reason) noexcept {

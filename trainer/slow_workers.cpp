@@ -19,8 +19,11 @@ double median(std::vector<double> values) {
 bool SlowWorkers::add(std::span<const double> seconds) {
   CHECK(seconds.size() == seconds_.size(), "{} workers of {}", seconds.size(), seconds_.size());
   for (size_t rank = 0; rank < seconds.size(); rank++) seconds_[rank].push_back(seconds[rank]);
-  if (seconds_.size() < 2 || seconds_[0].size() < kWindow) return false;
+  if (seconds_.size() < 2) return false;
+  window_s_ += *std::max_element(seconds.begin(), seconds.end());
+  if (seconds_[0].size() < kWindow || window_s_ < kWindow_s) return false;
 
+  window_s_ = 0;
   std::vector<double> medians;
   for (std::vector<double>& of_worker : seconds_) {
     medians.push_back(median(of_worker));

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,6 +12,15 @@
 #include "core/check.h"
 #include "core/file.h"
 #include "tests/trainer/temporary_folder.h"
+#include "trainer/run_status.h"
+
+static std::atomic<int> flushes{0};
+
+// In place of the system's for this whole program, to count.
+extern "C" int fsync(int descriptor) {
+  flushes++;
+  return static_cast<int>(::syscall(SYS_fsync, descriptor));
+}
 
 namespace lockstep {
 namespace {
@@ -118,6 +128,22 @@ TEST_F(RunLeaseTest, OfAnotherMachineItIsTakenOverWithoutABeat) {
     EXPECT_GE(std::chrono::steady_clock::now() - start, kStale - milliseconds(1));
     ours.check();
   }
+}
+
+// A disk that gigabytes are being flushed to would hold up whoever flushes there.
+TEST_F(RunLeaseTest, BeatsDoNotWaitForTheDisk) {
+  const int before = flushes;
+  RunLease lease(this_process(""), kBeat, kStale);
+  StatusFile status(lease, "1");
+  status.open(folder.path());
+  std::atomic<int> beats = 0;
+  EXPECT_TRUE(lease.try_take(lease_of_run(folder.path()), [&] { status.write(), beats++; }));
+  const int taken = flushes;
+  EXPECT_GT(taken, before) << "that it was taken outlives the power";
+  while (beats < 3) std::this_thread::sleep_for(kBeat);
+  EXPECT_EQ(flushes, taken);
+  EXPECT_TRUE(read_status(folder.path()));
+  EXPECT_THAT(read_file(file()), testing::Not(HasSubstr(R"("beat":0)")));
 }
 
 // Such as one that was held up for longer than others wait.
