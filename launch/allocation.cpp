@@ -85,10 +85,23 @@ fs::path existing_folder(const fs::path& run) {
   return folder;
 }
 
-void examine_disk(json& worker, const fs::path& folder) {
+// Throws DataError where the run folder, or one that it lies in, is something else, such as a file.
+void check_can_be_made(const fs::path& run) {
+  std::error_code ignored;
+  for (fs::path path = fs::absolute(run); !fs::is_directory(path, ignored);
+       path = path.parent_path()) {
+    if (fs::exists(fs::symlink_status(path, ignored))) {
+      throw DataError("{} is no folder", path.string());
+    }
+    if (!path.has_relative_path()) return;
+  }
+}
+
+void examine_disk(json& worker, const fs::path& folder, const fs::path& run) {
   worker["disk_folder"] = folder.string();
   worker["disk_free_bytes"] = space_bytes(folder);
   try {
+    if (!run.empty()) check_can_be_made(run);
     worker["disk_bytes_per_second"] = disk_rate(folder);
   } catch (const DataError& error) {
     worker["disk_error"] = error.what();
@@ -309,7 +322,7 @@ void examine_allocation(json& worker, MpiSession& session, const Job& job) {
   worker["disk_folder"] = folder.string();
   if (!job.run.empty()) examine_sharing(worker, session, folder);
   if (session.local_rank() == 0) {
-    examine_disk(worker, folder);
+    examine_disk(worker, folder, job.run);
     if (!job.data.empty()) examine_dataset(worker, job.data);
   }
 }

@@ -82,6 +82,13 @@ std::string output_of(const std::string& command) {
   return text;
 }
 
+// None where it is so far away that it limits nothing; nanoseconds could not count up to it.
+std::optional<std::chrono::system_clock::time_point> end_at(std::time_t time) {
+  using Clock = std::chrono::system_clock;
+  if (time - Clock::to_time_t(Clock::now()) > kMost) return std::nullopt;
+  return Clock::from_time_t(time);
+}
+
 }  // namespace
 
 double to_duration(const std::string& text) {
@@ -103,12 +110,11 @@ std::string slurm_job() {
 }
 
 std::optional<std::chrono::system_clock::time_point> slurm_job_end() {
-  using Clock = std::chrono::system_clock;
   const std::string job = slurm_job();
   if (job.empty()) return std::nullopt;
   const std::string end = environment("SLURM_JOB_END_TIME");
   if (const int64_t seconds = std::atoll(end.c_str()); seconds > 0) {
-    return Clock::from_time_t(static_cast<std::time_t>(seconds));
+    return end_at(static_cast<std::time_t>(seconds));
   }
   // KILL: the command has inherited that the other signals are blocked.
   const std::string said =
@@ -116,7 +122,7 @@ std::optional<std::chrono::system_clock::time_point> slurm_job_end() {
   std::tm local{};
   if (strptime(said.c_str(), "%Y-%m-%dT%H:%M:%S", &local) == nullptr) return std::nullopt;
   local.tm_isdst = -1;
-  return Clock::from_time_t(std::mktime(&local));
+  return end_at(std::mktime(&local));
 }
 
 }  // namespace lockstep::launch

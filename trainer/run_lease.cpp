@@ -249,6 +249,13 @@ void RunLease::beat_on(const std::function<void()>& on_beat) {
 
 void RunLease::check() const {
   if (!lost_) return;
+  std::error_code error;
+  if (!fs::exists(leased_.file, error)) {
+    throw UsageError(
+        "{}, or its folder, was removed while this program was {} {}: it ends, for another may "
+        "begin there; run it again",
+        leased_.file.string(), leased_.doing, leased_.what.string());
+  }
   throw UsageError(
       "another program has taken over {}: {}; this one was not heard of for too long, or {} was "
       "removed",

@@ -132,7 +132,9 @@ std::optional<RunStatus> read_status(const std::filesystem::path& run) {
   const std::filesystem::path file = status_file(run);
   if (!std::filesystem::exists(file)) return std::nullopt;
   try {
-    return run_status_from_json(json::parse(read_file(file), nullptr, false));
+    const json object = json::parse(read_file(file), nullptr, false);
+    if (object.is_discarded()) throw DataError("it is no JSON");
+    return run_status_from_json(object);
   } catch (const DataError& error) {
     throw DataError("{} is damaged: {}", file.string(), error.what());
   }

@@ -32,6 +32,10 @@ TEST(SlurmJob, ByTheEnvironment) {
   ::setenv("SLURM_JOB_END_TIME", "1700000000", 1);
   EXPECT_EQ(slurm_job(), "4711");
   EXPECT_EQ(std::chrono::system_clock::to_time_t(slurm_job_end().value()), 1700000000);
+  for (const char* never : {"99999999999999", "9223372036854775807"}) {
+    ::setenv("SLURM_JOB_END_TIME", never, 1);
+    EXPECT_FALSE(slurm_job_end()) << never;
+  }
   ::setenv("SLURM_JOB_ID", "4711; rm -rf x", 1);  // which would go to a shell
   EXPECT_EQ(slurm_job(), "");
   ::unsetenv("SLURM_JOB_ID");
@@ -53,13 +57,14 @@ TEST(SlurmJob, BySqueue) {
     EXPECT_EQ(::system(("chmod +x " + file).c_str()), 0);
     return slurm_job_end();
   };
-  const auto end = squeue("test \"$*\" = '-h -j 4711 -o %e' && echo 2026-11-25T03:00:00");
+  const auto end = squeue("test \"$*\" = '-h -j 4711 -o %e' && echo 2025-11-25T03:00:00");
   ASSERT_TRUE(end);
   const std::time_t time = std::chrono::system_clock::to_time_t(*end);
   char text[32];
   std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S", std::localtime(&time));
-  EXPECT_STREQ(text, "2026-11-25T03:00:00");
+  EXPECT_STREQ(text, "2025-11-25T03:00:00");
   EXPECT_FALSE(squeue("echo N/A"));
+  EXPECT_FALSE(squeue("echo 9999-12-31T23:59:59")) << "no limit";
   EXPECT_FALSE(squeue("echo no controller >&2; exit 1"));
   ::unsetenv("SLURM_JOB_ID");
   ::setenv("PATH", path.c_str(), 1);

@@ -163,6 +163,20 @@ TEST_F(RunLeaseTest, WhoLostItIsTold) {
   EXPECT_THAT(read_file(file()), HasSubstr("node9")) << "and leaves theirs alone";
 }
 
+TEST_F(RunLeaseTest, ThatItWasRemovedIsTheLikelierCause) {
+  RunLease lease(this_process(""), kBeat, kStale);
+  EXPECT_TRUE(lease.try_take(lease_of_run(folder.path()), [] {}));
+  // Again and again: a beat that is under way brings it back.
+  while (!lease.lost()) std::filesystem::remove(file()), std::this_thread::sleep_for(kBeat);
+  try {
+    lease.check();
+    ADD_FAILURE() << "not told";
+  } catch (const UsageError& error) {
+    EXPECT_THAT(error.what(), AllOf(HasSubstr(file().string()), HasSubstr("was removed while"),
+                                    testing::Not(HasSubstr("taken over"))));
+  }
+}
+
 // However many start at the same moment.
 TEST_F(RunLeaseTest, OfManyAtOnceOneHasIt) {
   Holder dead = this_process("");

@@ -198,5 +198,14 @@ TEST_F(Data, TooShortOrWithoutTheSplit) {
       {"no split \"test\"", "train, validation"});
 }
 
+TEST(Doctor, ARunFolderThatCannotBeMade) {
+  const fs::path file = world.write("no_folder", "");
+  for (const fs::path& run_folder : {file, file / "run"}) {
+    const Result result = run({"doctor", "--run", run_folder});
+    EXPECT_EQ(result.code, 4);
+    EXPECT_THAT(result.out, HasSubstr(file.string() + " is no folder"));
+  }
+}
+
 }  // namespace
 }  // namespace lockstep::black_box

@@ -117,6 +117,8 @@ TEST(Status, WhatIsNoRunFolder) {
   expect_error(run({"status", world.data()}), 3, {"no run folder", "status.json"});
   world.write("odd/status.json", "{}");
   expect_error(run({"status", world.path("odd")}), 3, {"status.json is damaged"});
+  world.write("cut/status.json", R"({"state": "runn)");
+  expect_error(run({"status", world.path("cut")}), 3, {"status.json is damaged: it is no JSON"});
   expect_error(run({"status"}), 2, {"RUN"});
 }
 
