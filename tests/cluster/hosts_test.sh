@@ -160,11 +160,11 @@ ends_with 0 slow "$doctor"
 says slow "${name}1 +${name}2 .* slow$"
 says slow "the link between worker 0 on ${name}1 and worker 1 on ${name}2 is slow"
 
-# The link is cut: the deadline passes, and one host goes on.
+# The link is cut: the deadline passes, or on a busy machine mpirun notices first, and one host goes on.
 begin cut
 "$hosts" cut "$name"
 finish cut
-says cut "worker 0 on ${name}1: .*: after 3.0 s worker 1 had not come to it"
+says cut "worker 0 on ${name}1: .*: after 3.0 s worker 1 had not come to it|ended at step .*: a host was lost"
 says cut "10.77.0.2 does not answer any more, and is left out"
 says cut "starts again in 1 s: -np 1 on 10.77.0.1"
 same_bits cut

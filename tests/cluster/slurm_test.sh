@@ -141,7 +141,7 @@ sweep() {
   local id task
   printf '%s\r\n' "--seed 0" "--seed 1 --learning-rate 1e-3" "" >sweep.txt
   id=$(submit -o sweep-%a.out --array=1-4 "$scripts/sweep.sbatch" sweep.txt runs --data data "${model[@]}" \
-    --steps 300)
+    --steps 2000)
   trains "${id}_2" runs/2 0
   scancel --signal=USR1 --batch "${id}_2"  # puts this task back, not the whole array
   for task in 1 2; do completes "${id}_$task" "sweep-$task.out"; done
