@@ -28,6 +28,7 @@ esac
 
 restarts=10 hang=1800
 while [[ ${1:-} == --* ]]; do
+  [[ $1 != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"  # --hang=300
   [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || usage "$1 needs a number above 0"
   case $1 in
     --restarts) restarts=$2 ;;

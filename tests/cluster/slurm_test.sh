@@ -138,14 +138,15 @@ node_fails() {
 }
 
 sweep() {
-  local id task
+  local id task restarts
   printf '%s\r\n' "--seed 0" "--seed 1 --learning-rate 1e-3" "" >sweep.txt
   id=$(submit -o sweep-%a.out --array=1-4 "$scripts/sweep.sbatch" sweep.txt runs --data data "${model[@]}" \
     --steps 2000)
   trains "${id}_2" runs/2 0
   scancel --signal=USR1 --batch "${id}_2"  # puts this task back, not the whole array
   for task in 1 2; do completes "${id}_$task" "sweep-$task.out"; done
-  [ "$(field "${id}_1" Restarts)$(field "${id}_2" Restarts)" = 01 ] || fail "restarts"
+  restarts="$(field "${id}_1" Restarts) $(field "${id}_2" Restarts)"
+  [ "$restarts" = "0 1" ] || fail "restarts of tasks 1 and 2: $restarts: $(cat sweep-[12].out)"
   grep -q "^learning-rate = 0.001 " runs/2/run.cfg || fail "line 2 was not taken: $(cat runs/2/run.cfg)"
   for task in 3 4; do
     [ "$(ended "${id}_$task")" = "FAILED, 2:0" ] || fail "task $task: $(ended "${id}_$task")"
