@@ -17,7 +17,8 @@ class WordTable {
   // Of words that are not empty; hash: a function of a string_view to 64 bits.
   template <class Hash>
   WordTable(std::vector<Word> words, const Hash& hash)
-      : bits_(std::bit_ceil(words.size() / 4 + 1)), slots_(std::bit_ceil(words.size() * 5 / 4 + 1)) {
+      : bits_(std::bit_ceil(words.size() / 4 + 1)),
+        slots_(std::bit_ceil(words.size() * 5 / 4 + 1)) {
     for (Word& word : words) {
       const uint64_t hashed = hash(std::string_view(word.first));
       bits_[bits_of(hashed)] |= bit_of(hashed);
