@@ -3,8 +3,9 @@
 
 A GPT-2-style model (learned positions, layernorm, biases, tied output, gelu_tanh) with
 scaled_dot_product_attention, gradient-norm clipping and fused AdamW, on random tokens. Prints one
-JSON object: the median seconds a step after the warm-up, tokens a second, and the settings; with --profile
-(on the CPU) also the share of the steps' time that is in matrix products, those of attention not counted.
+JSON object: the median seconds a step after the warm-up, tokens a second, and the settings; with
+--profile, on the CPU, also the share of the steps' time that is in matrix products, those of
+attention not counted.
 """
 import argparse
 import json
@@ -76,6 +77,8 @@ def main():
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
+    if args.profile and args.device != "cpu":
+        parser.error("--profile is for --device cpu")
 
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)

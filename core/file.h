@@ -14,8 +14,9 @@ std::string read_file(const std::filesystem::path& path);
 // while gigabytes go to the same disk; where a file is soon written anew, it need not be.
 enum class Flush { no, yes };
 
-// Writes a temporary file beside `path`, flushes it to disk, and renames it: a reader sees the old
-// content or the new, never a part. Where that fails the temporary file is removed.
+// Writes a temporary file beside `path`, flushes it to disk unless told not to, and renames it: a
+// reader sees the old content or the new, never a part; where it was not flushed and power is lost,
+// perhaps neither. Where writing fails the temporary file is removed.
 void write_file_atomically(const std::filesystem::path& path, std::string_view content,
                            Flush flush = Flush::yes);
 

@@ -139,7 +139,7 @@ printf '%s\n' "10.77.0.1 max_slots=4 slots = 1" "10.77.0.2 max_slots=4" >few
 ends_with 2 few "$resilient -np 2 --hostfile few $(train never)"
 says few "say how many workers 10.77.0.2 may have: 10.77.0.2 slots=N"
 ! grep -q "starts again" never.log launcher.log evaluates.log || fail "started again"
-ends_with 2 hasty "${resilient/120/119} -np 1 $(train hasty)"
+ends_with 2 hasty "${resilient/ 120/=119} -np 1 $(train hasty)"
 says hasty "119 is too short"
 
 # Another build on the second host.
